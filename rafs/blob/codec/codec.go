@@ -1,0 +1,140 @@
+// Package codec turns the compressed bytes of one chunk into its exact
+// uncompressed bytes, and back for the converter.
+//
+// It trusts nothing in the compressed bytes: the output goes into a buffer of
+// the size that the image's metadata names, never past it, and the memory that a
+// decoder takes on top is bounded by constants of this package. A digest is not
+// checked here; a chunk that decodes may still be the wrong one.
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+)
+
+// maxWindow bounds the zstd window that a frame may announce. A chunk is one
+// frame and at most blob.MaxChunkSize long, so no honest frame needs more.
+const maxWindow = blob.MaxChunkSize
+
+// Decode decompresses src, one chunk, into dst. It succeeds only if src decodes
+// to exactly len(dst) bytes; otherwise the error wraps blob.ErrCorrupt and dst
+// holds nothing of use. dst must be private memory: decoders read back what they
+// wrote there. src and dst must not overlap.
+func Decode(c blob.Compressor, dst, src []byte) error {
+	if len(dst) > blob.MaxChunkSize || len(src) > blob.MaxChunkSize {
+		return fmt.Errorf("%w: %v chunk of %d bytes from %d, limit %d",
+			blob.ErrCorrupt, c, len(dst), len(src), blob.MaxChunkSize)
+	}
+	var n int
+	var err error
+	switch c {
+	case blob.CompressorNone:
+		// A longer src shows as a wrong size below.
+		copy(dst, src)
+		n = len(src)
+	case blob.CompressorLZ4Block:
+		n, err = lz4.UncompressBlock(src, dst)
+	case blob.CompressorZstd:
+		n, err = decodeZstd(dst, src)
+	default:
+		return fmt.Errorf("decode %v: %w", c, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %v chunk of %d bytes from %d: %v", blob.ErrCorrupt, c, len(dst), len(src), err)
+	}
+	if n != len(dst) {
+		return fmt.Errorf("%w: %v chunk of %d bytes from %d: got %d bytes", blob.ErrCorrupt, c, len(dst), len(src), n)
+	}
+	return nil
+}
+
+// decoders holds idle zstd decoders. One that was only used through DecodeAll
+// owns no goroutine, so the garbage collector may take those that lie idle.
+var decoders = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxWindow),
+		zstd.WithDecoderMaxMemory(blob.MaxChunkSize),
+		zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		panic("codec: " + err.Error()) // the options are constants
+	}
+	return d
+}}
+
+func decodeZstd(dst, src []byte) (int, error) {
+	d := decoders.Get().(*zstd.Decoder)
+	defer decoders.Put(d)
+	out, err := d.DecodeAll(src, dst[:0:len(dst)])
+	if err != nil {
+		return 0, err
+	}
+	if len(out) == len(dst) && len(out) > 0 && &out[0] != &dst[0] {
+		copy(dst, out)
+	}
+	return len(out), nil
+}
+
+// encoders holds idle zstd encoders at nydus' default level, 3.
+var encoders = sync.Pool{New: func() any {
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderCRC(false)) // the image has a digest for each chunk
+	if err != nil {
+		panic("codec: " + err.Error()) // the options are constants
+	}
+	return e
+}}
+
+// Encode compresses src, one chunk. Where that does not make it smaller, or src
+// is empty, out is src itself and compressed is false: the format tells a raw
+// chunk by its equal sizes (nydus builder/src/core/node.rs). Otherwise out is in
+// dst's memory if that has room, else in new memory. The same src always gives
+// the same out.
+func Encode(c blob.Compressor, dst, src []byte) (out []byte, compressed bool, err error) {
+	if len(src) > blob.MaxChunkSize {
+		return nil, false, fmt.Errorf("encode %v: chunk of %d bytes, limit %d", c, len(src), blob.MaxChunkSize)
+	}
+	switch c {
+	case blob.CompressorNone:
+		return src, false, nil
+	case blob.CompressorLZ4Block:
+		out, err = encodeLZ4(dst, src)
+	case blob.CompressorZstd:
+		e := encoders.Get().(*zstd.Encoder)
+		out = e.EncodeAll(src, dst[:0])
+		encoders.Put(e)
+	default:
+		return nil, false, fmt.Errorf("encode %v: %w", c, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("encode %v: %w", c, err)
+	}
+	if len(out) == 0 || len(out) >= len(src) {
+		return src, false, nil
+	}
+	return out, true, nil
+}
+
+// lz4Encoders keeps the match tables, which are cleared by each block.
+var lz4Encoders = sync.Pool{New: func() any { return new(lz4.Compressor) }}
+
+// encodeLZ4 returns an empty slice when the block would not shrink.
+func encodeLZ4(dst, src []byte) ([]byte, error) {
+	if bound := lz4.CompressBlockBound(len(src)); cap(dst) < bound {
+		dst = make([]byte, bound)
+	}
+	e := lz4Encoders.Get().(*lz4.Compressor)
+	defer lz4Encoders.Put(e)
+	n, err := e.CompressBlock(src, dst[:cap(dst)])
+	return dst[:n], err
+}
