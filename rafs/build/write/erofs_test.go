@@ -1,0 +1,224 @@
+package write
+
+import (
+	"bufio"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rafsd/rafsd/internal/testenv"
+	"golang.org/x/sys/unix"
+)
+
+// line is an entry of a manifest of nydus-made/trees.
+type line struct {
+	Path      string            `json:"path"`
+	Mode      string            `json:"mode"`
+	UID       uint32            `json:"uid"`
+	GID       uint32            `json:"gid"`
+	Nlink     uint64            `json:"nlink"`
+	Size      int64             `json:"size"`
+	Mtime     int64             `json:"mtime"`
+	MtimeNsec int64             `json:"mtime_nsec"`
+	Rdev      uint64            `json:"rdev"`
+	Link      string            `json:"link"`
+	SHA256    string            `json:"sha256"`
+	Xattrs    map[string]string `json:"xattrs"`
+}
+
+func manifest(t *testing.T, name string) map[string]line {
+	t.Helper()
+	f, err := os.Open(filepath.Join(testenv.Fixtures(t), "nydus-made", "trees", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	want := map[string]line{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var l line
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, lines.Bytes())
+		}
+		l.Path = unhex(t, l.Path)
+		l.Link = unhex(t, l.Link)
+		want[l.Path] = l
+	}
+	return want
+}
+
+func unhex(t *testing.T, s string) string {
+	t.Helper()
+	digits, ok := strings.CutPrefix(s, "hex:")
+	if !ok {
+		return s
+	}
+	b, err := hex.DecodeString(digits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// observe describes a mounted tree the way the manifests do.
+func observe(t *testing.T, root string) map[string]line {
+	t.Helper()
+	got := map[string]line{}
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		l := line{
+			Path: strings.TrimPrefix(path, root), Mode: fmt.Sprintf("%o", st.Mode), UID: st.Uid, GID: st.Gid,
+			Mtime: st.Mtim.Sec, MtimeNsec: st.Mtim.Nsec,
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFCHR, unix.S_IFBLK:
+			l.Rdev = st.Rdev
+		case unix.S_IFREG:
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if l.SHA256, err = sha256hex(f); err != nil {
+				return err
+			}
+		case unix.S_IFLNK:
+			if l.Link, err = os.Readlink(path); err != nil {
+				return err
+			}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			l.Nlink, l.Size = uint64(st.Nlink), st.Size
+		}
+		l.Xattrs, err = readXattrs(path)
+		got[l.Path] = l
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func readXattrs(path string) (map[string]string, error) {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, buf)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listxattr %q: %w", path, err)
+	}
+	xattrs := map[string]string{}
+	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:n]), "\x00"), "\x00") {
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return nil, fmt.Errorf("getxattr %q of %q: %w", name, path, err)
+		}
+		xattrs[name] = hex.EncodeToString(value[:n])
+	}
+	return xattrs, nil
+}
+
+// saveFlat writes the bootstrap and the uncompressed layout of every blob, in
+// the order of the blob table.
+func (b *built) saveFlat(t *testing.T) (bootstrap string, devices []string) {
+	t.Helper()
+	dir := t.TempDir()
+	bootstrap = filepath.Join(dir, "image.boot")
+	if err := os.WriteFile(bootstrap, b.bootstrap, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range b.plan.Blobs() {
+		name := filepath.Join(dir, info.ID+".data")
+		if err := os.WriteFile(name, uncompressed(t, info, b.data[info.ID]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		devices = append(devices, name)
+	}
+	return bootstrap, devices
+}
+
+// mountEROFS mounts an image with the kernel's driver, the blobs as loop devices.
+func mountEROFS(t *testing.T, bootstrap string, devices []string) string {
+	t.Helper()
+	loop := func(file string) string {
+		out, err := exec.Command("losetup", "--find", "--show", "--read-only", file).CombinedOutput()
+		if err != nil {
+			t.Fatalf("losetup %s: %v: %s", file, err, out)
+		}
+		dev := strings.TrimSpace(string(out))
+		t.Cleanup(func() {
+			if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
+				t.Errorf("losetup --detach %s: %v: %s", dev, err, out)
+			}
+		})
+		return dev
+	}
+	opts := "ro"
+	for _, file := range devices {
+		opts += ",device=" + loop(file)
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "erofs", "-o", opts, loop(bootstrap), dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount -t erofs -o %s: %v: %s", opts, err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("umount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// The Linux EROFS driver is the second opinion on everything in a bootstrap that
+// it understands, and fsck.erofs is the third.
+func TestLinuxAgrees(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsTool(t, "losetup", "mount")
+	fsck := testenv.NeedsTool(t, "fsck.erofs")[0]
+	for _, tc := range []struct {
+		name, tree string
+		tars       []string
+		chunkSize  uint32
+	}{
+		{"everything", "everything.ndjson", []string{"everything.tar"}, 1 << 20},
+		{"everything in 4k chunks", "everything.ndjson", []string{"everything.tar"}, 4 << 10},
+		{"everything in 16m chunks", "everything.ndjson", []string{"everything.tar"}, 16 << 20},
+		{"layers", "layers.ndjson", []string{"layer1.tar", "layer2.tar", "layer3.tar"}, 1 << 20},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := Options{Format: zstdBlake3}
+			o.ChunkSize = tc.chunkSize
+			bootstrap, devices := build(t, o, 2, fixtureTars(t, tc.tars...)...).saveFlat(t)
+
+			args := []string{"--extract"}
+			for _, d := range devices {
+				args = append(args, "--device="+d)
+			}
+			if out, err := exec.Command(fsck, append(args, bootstrap)...).CombinedOutput(); err != nil {
+				t.Errorf("fsck.erofs: %v: %s", err, out)
+			}
+			want := manifest(t, tc.tree)
+			delete(want, "/special/sock") // a tar holds no sockets
+			got := observe(t, mountEROFS(t, bootstrap, devices))
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("tree differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
