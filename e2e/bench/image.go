@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// image is one tree in the forms in which the daemons take it.
+type image struct {
+	tree      string // folder
+	bootstrap string
+	blobs     string // folder of the image's blobs
+}
+
+// prepare returns the tree and its image, and makes what is not in the cache.
+func prepare(ctx context.Context, o *options) (*image, error) {
+	cache, err := filepath.Abs(o.cache)
+	if err != nil {
+		return nil, err
+	}
+	tree := o.tree
+	if tree == "" {
+		tree = filepath.Join(cache, "bookworm-python3")
+		if err := once(tree, func(tmp string) error { return bootstrapDebian(ctx, tmp) }); err != nil {
+			return nil, fmt.Errorf("make a tree: %w", err)
+		}
+	} else if tree, err = filepath.Abs(tree); err != nil {
+		return nil, err
+	}
+	made := filepath.Join(cache, "image-"+filepath.Base(tree))
+	if err := once(made, func(tmp string) error { return makeImage(ctx, tree, tmp) }); err != nil {
+		return nil, fmt.Errorf("make an image: %w", err)
+	}
+	return &image{tree: tree, bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
+}
+
+// once makes the folder dir unless it is there, whole or not at all.
+func once(dir string, fill func(tmp string) error) error {
+	if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".making-")
+	if err != nil {
+		return err
+	}
+	if err := fill(tmp); err != nil {
+		return errors.Join(err, os.RemoveAll(tmp))
+	}
+	return os.Rename(tmp, dir)
+}
+
+func bootstrapDebian(ctx context.Context, dir string) error {
+	program, err := exec.LookPath("mmdebstrap")
+	if err != nil {
+		return fmt.Errorf("%w: install mmdebstrap or give a folder with -tree", err)
+	}
+	// mmdebstrap makes a folder's device nodes only as root; a tree without
+	// them does as well.
+	return command(ctx, program, "--variant=minbase", "--include=python3,python3-requests", "--format=directory", "bookworm", dir)
+}
+
+func makeImage(ctx context.Context, tree, dir string) error {
+	program := "nydus-image"
+	if found, err := exec.LookPath(program); err == nil {
+		program = found
+	} else if program = filepath.Join(os.Getenv("HOME"), ".cargo/bin/nydus-image"); !executable(program) {
+		return fmt.Errorf("%w: install the peers with e2e/bench/peers.sh", err)
+	}
+	return command(ctx, program, "create", "--type", "dir-rafs", "--compressor", "zstd", "--log-level", "error",
+		"--bootstrap", filepath.Join(dir, "image.boot"), "--blob-dir", dir, tree)
+}
+
+func executable(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode()&0o111 != 0
+}
+
+func command(ctx context.Context, program string, args ...string) error {
+	cmd := exec.CommandContext(ctx, program, args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(program), err, out)
+	}
+	return nil
+}
