@@ -1,0 +1,103 @@
+package image
+
+import (
+	"math/bits"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/layout"
+)
+
+// The features that this reader lacks: each changes how data is found or what it
+// means.
+const featuresUnsupported = layout.FeatureZran | layout.FeatureSeparate | layout.FeatureTarfs |
+	layout.FeatureBatch | layout.FeatureEncrypted | layout.FeatureExternal
+
+// checkBlob holds what both versions say of a blob against the limits of the
+// format. The id of a blob that holds the bootstrap is replaced by inlineID.
+func checkBlob(off uint64, b *blob.Info, inlineID string) error {
+	f := layout.Features(b.Features)
+	if f&featuresUnsupported != 0 {
+		return unsupported(off, "blob %d has features %s", b.Index, f&featuresUnsupported)
+	}
+	if bad := f & layout.FeaturesIncompat &^ layout.FeaturesKnown; bad != 0 {
+		return unsupported(off, "blob %d has unknown features %#x", b.Index, uint32(bad))
+	}
+	if f&layout.FeatureInlinedFSMeta != 0 {
+		if inlineID == "" {
+			return unsupported(off, "blob %d has the bootstrap inside (%s)", b.Index, layout.FeatureInlinedFSMeta)
+		}
+		b.ID = inlineID
+	}
+	if err := blob.CheckID(b.ID); err != nil {
+		return corrupt(off, "blob %d: %v", b.Index, err)
+	}
+	switch {
+	case b.Compressor == blob.CompressorGzip:
+		return unsupported(off, "blob %d is compressed with %s", b.Index, b.Compressor)
+	case !b.Compressor.Valid():
+		return unsupported(off, "blob %d has %s", b.Index, b.Compressor)
+	case !b.Digester.Valid():
+		return unsupported(off, "blob %d has %s", b.Index, b.Digester)
+	case b.ChunkCount > blob.MaxChunks:
+		return corrupt(off, "blob %d has %d chunks, limit %d", b.Index, b.ChunkCount, blob.MaxChunks)
+	case b.CompressedSize > blob.MaxCompressedSize:
+		return corrupt(off, "blob %d has %#x bytes, limit %#x", b.Index, b.CompressedSize, uint64(blob.MaxCompressedSize))
+	case b.UncompressedSize > blob.MaxUncompressedSize:
+		return corrupt(off, "blob %d has %#x uncompressed bytes, limit %#x", b.Index, b.UncompressedSize, uint64(blob.MaxUncompressedSize))
+	}
+	return nil
+}
+
+// checkUnique refuses a blob table with an id twice: both would have one cache
+// file.
+func checkUnique(off uint64, blobs []*blob.Info) error {
+	seen := make(map[string]uint32, len(blobs))
+	for _, b := range blobs {
+		if first, ok := seen[b.ID]; ok {
+			return corrupt(off, "blobs %d and %d are both %s", first, b.Index, b.ID)
+		}
+		seen[b.ID] = b.Index
+	}
+	return nil
+}
+
+func checkChunkSize(off uint64, size uint32) error {
+	if bits.OnesCount32(size) != 1 || size < blob.MinChunkSize || size > blob.MaxChunkSize {
+		return corrupt(off, "chunk size %#x, want a power of two, %#x to %#x", size, blob.MinChunkSize, blob.MaxChunkSize)
+	}
+	return nil
+}
+
+// checkFlags refuses what this reader cannot serve and returns the algorithms.
+// Each is named by exactly one bit.
+func checkFlags(off uint64, f layout.Flags) (blob.Compressor, blob.Digester, error) {
+	if bad := f &^ layout.FlagsKnown; bad != 0 {
+		return 0, 0, unsupported(off, "unknown flags %#x", uint64(bad))
+	}
+	if f&layout.FlagTarfs != 0 {
+		return 0, 0, unsupported(off, "tarfs")
+	}
+	if f&layout.FlagEncryptionAES128XTS != 0 {
+		return 0, 0, unsupported(off, "encryption aes128xts")
+	}
+	var c blob.Compressor
+	switch f & layout.FlagsCompressor {
+	case layout.FlagCompressorNone:
+		c = blob.CompressorNone
+	case layout.FlagCompressorLZ4Block:
+		c = blob.CompressorLZ4Block
+	case layout.FlagCompressorGzip:
+		c = blob.CompressorGzip
+	case layout.FlagCompressorZstd:
+		c = blob.CompressorZstd
+	default:
+		return 0, 0, corrupt(off, "flags %#x name no compressor, or several", uint64(f))
+	}
+	switch f & layout.FlagsDigester {
+	case layout.FlagDigesterBlake3:
+		return c, blob.DigesterBlake3, nil
+	case layout.FlagDigesterSHA256:
+		return c, blob.DigesterSHA256, nil
+	}
+	return 0, 0, corrupt(off, "flags %#x name no digester, or several", uint64(f))
+}

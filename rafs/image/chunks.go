@@ -1,0 +1,226 @@
+package image
+
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+	"sort"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/layout"
+)
+
+// recordUnit is what offsets of chunk records are counted in: records lie at
+// multiples of 8, and a bootstrap of 2 GiB has less than 1<<32 of them.
+const recordUnit = 8
+
+// Offsets of fields in a layout.ChunkRecord that are read alone.
+const (
+	recordBlobAt  = 32
+	recordIndexAt = 72
+)
+
+// chunkTable finds chunk records by blob and number. In v6 they are the chunk
+// table of the bootstrap, in v5 those of all files.
+type chunkTable struct {
+	data  region
+	blobs []*blob.Info
+	// records has, for each blob, the place of one record a chunk in recordUnits,
+	// by ascending chunk number.
+	records [][]uint32
+	// renumbered tells that the image does not number its chunks (v5 without an
+	// extended blob table): the number of a chunk is its position in records,
+	// which then goes by the offset in the blob.
+	renumbered bool
+}
+
+// newChunkTable checks the records at these places against the blob table, and
+// that no two chunks of a blob claim the same number or the same bytes of its
+// uncompressed space. A record may be there several times if it says the same.
+func newChunkTable(data region, blobs []*blob.Info, places []uint32, renumber bool) (*chunkTable, error) {
+	t := &chunkTable{data: data, blobs: blobs, records: make([][]uint32, len(blobs)), renumbered: renumber}
+	counts := make([]int, len(blobs))
+	for _, p := range places {
+		i, err := t.check(uint64(p) * recordUnit)
+		if err != nil {
+			return nil, err
+		}
+		counts[i]++
+	}
+	for i, n := range counts {
+		t.records[i] = make([]uint32, 0, n)
+	}
+	for _, p := range places {
+		i := t.field(p, recordBlobAt)
+		t.records[i] = append(t.records[i], p)
+	}
+	for i := range t.records {
+		if err := t.order(i); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func (t *chunkTable) field(place uint32, at uint64) uint32 {
+	return binary.LittleEndian.Uint32(t.data[uint64(place)*recordUnit+at:])
+}
+
+// check holds one record against its blob and returns the blob's index.
+func (t *chunkTable) check(off uint64) (uint32, error) {
+	r, err := layout.DecodeChunkRecord(t.data.from(off))
+	if err != nil {
+		return 0, corrupt(off, "%v", err)
+	}
+	if r.BlobIndex >= uint32(len(t.blobs)) {
+		return 0, corrupt(off, "chunk of blob %d, image has %d", r.BlobIndex, len(t.blobs))
+	}
+	b := t.blobs[r.BlobIndex]
+	known := layout.ChunkCompressed | layout.ChunkHasCRC32
+	switch {
+	case r.Flags&layout.ChunkBatch != 0:
+		return 0, unsupported(off, "batch chunk")
+	case r.Flags&layout.ChunkEncrypted != 0:
+		return 0, unsupported(off, "encrypted chunk")
+	case r.Flags&^known != 0:
+		return 0, unsupported(off, "chunk flags %#x", r.Flags)
+	case r.Digest == [32]byte{}:
+		return 0, corrupt(off, "chunk %d of blob %d has no digest", r.Index, b.Index)
+	case r.Index >= blob.MaxChunks || !t.renumbered && r.Index >= b.ChunkCount:
+		return 0, corrupt(off, "chunk number %d, blob %d has %d chunks", r.Index, b.Index, b.ChunkCount)
+	case r.UncompressedSize == 0 || r.UncompressedSize > b.ChunkSize:
+		return 0, corrupt(off, "chunk of %d bytes, chunk size %d", r.UncompressedSize, b.ChunkSize)
+	case r.CompressedSize == 0 || r.CompressedSize > blob.MaxChunkSize:
+		return 0, corrupt(off, "chunk of %d compressed bytes, limit %d", r.CompressedSize, blob.MaxChunkSize)
+	case r.Flags&layout.ChunkCompressed == 0 && r.CompressedSize != r.UncompressedSize:
+		return 0, corrupt(off, "uncompressed chunk of %d bytes takes %d", r.UncompressedSize, r.CompressedSize)
+	case r.Flags&layout.ChunkCompressed != 0 && b.Compressor == blob.CompressorNone:
+		return 0, corrupt(off, "compressed chunk in blob %d, which names no compressor", b.Index)
+	case !inside(r.CompressedOffset, r.CompressedSize, b.CompressedSize, blob.MaxCompressedSize):
+		return 0, corrupt(off, "chunk at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, b.Index, b.CompressedSize)
+	case !inside(r.UncompressedOffset, r.UncompressedSize, b.UncompressedSize, blob.MaxUncompressedSize):
+		return 0, corrupt(off, "chunk at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, b.Index, b.UncompressedSize)
+	}
+	return r.BlobIndex, nil
+}
+
+// inside tells whether size bytes at off end within total, or within limit where
+// total is 0: not known.
+func inside(off uint64, size uint32, total, limit uint64) bool {
+	if total == 0 {
+		total = limit
+	}
+	return off <= total && uint64(size) <= total-off
+}
+
+// order sorts the records of one blob by chunk number, drops repetitions and
+// refuses those that contradict.
+func (t *chunkTable) order(blobIndex int) error {
+	places := t.records[blobIndex]
+	key := func(p uint32) uint64 {
+		if t.renumbered {
+			r := t.record(p)
+			return r.CompressedOffset
+		}
+		return uint64(t.field(p, recordIndexAt))
+	}
+	slices.SortFunc(places, func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a, b))
+	})
+	kept := places[:0]
+	for _, p := range places {
+		off := uint64(p) * recordUnit
+		if len(kept) == 0 {
+			kept = append(kept, p)
+			continue
+		}
+		last := t.record(kept[len(kept)-1])
+		r := t.record(p)
+		if key(p) == key(kept[len(kept)-1]) {
+			// Where a file has the chunk is not a property of the chunk. Nor is its
+			// number where there are none.
+			r.FileOffset, last.FileOffset = 0, 0
+			if t.renumbered {
+				r.Index, last.Index = 0, 0
+			}
+			if r != last {
+				return corrupt(off, "chunk %d of blob %d contradicts another record of it", r.Index, blobIndex)
+			}
+			continue
+		}
+		// Chunks that share bytes of the uncompressed space would overwrite each
+		// other in a cache file.
+		if r.UncompressedOffset < last.UncompressedOffset+uint64(last.UncompressedSize) {
+			return corrupt(off, "chunk %d of blob %d at %#x begins inside the chunk before it", r.Index, blobIndex, r.UncompressedOffset)
+		}
+		kept = append(kept, p)
+	}
+	t.records[blobIndex] = slices.Clip(kept)
+	return nil
+}
+
+// record decodes a record whose place has been checked.
+func (t *chunkTable) record(place uint32) layout.ChunkRecord {
+	r, _ := layout.DecodeChunkRecord(t.data.from(uint64(place) * recordUnit))
+	return r
+}
+
+// find returns the place of the record of a chunk.
+func (t *chunkTable) find(blobIndex, chunkIndex uint32) (uint32, bool) {
+	if blobIndex >= uint32(len(t.records)) {
+		return 0, false
+	}
+	places := t.records[blobIndex]
+	if t.renumbered {
+		if chunkIndex >= uint32(len(places)) {
+			return 0, false
+		}
+		return places[chunkIndex], true
+	}
+	// Numbers ascend, so that a chunk is at its number if the image uses all
+	// chunks before it, and never behind.
+	n := min(int(chunkIndex)+1, len(places))
+	if n == int(chunkIndex)+1 && t.field(places[chunkIndex], recordIndexAt) == chunkIndex {
+		return places[chunkIndex], true
+	}
+	i := sort.Search(n, func(i int) bool { return t.field(places[i], recordIndexAt) >= chunkIndex })
+	if i == n || t.field(places[i], recordIndexAt) != chunkIndex {
+		return 0, false
+	}
+	return places[i], true
+}
+
+// number is the number of a chunk: that of its record, or where there are none,
+// its position.
+func (t *chunkTable) number(r *layout.ChunkRecord) uint32 {
+	if !t.renumbered {
+		return r.Index
+	}
+	places := t.records[r.BlobIndex]
+	return uint32(sort.Search(len(places), func(i int) bool {
+		return binary.LittleEndian.Uint64(t.data[uint64(places[i])*recordUnit+48:]) >= r.CompressedOffset
+	}))
+}
+
+// decode sets c to the chunk of a record that has been checked.
+func (t *chunkTable) decode(c *blob.Chunk, r *layout.ChunkRecord) {
+	c.Blob = t.blobs[r.BlobIndex]
+	c.Index = t.number(r)
+	c.Compressed = r.Flags&layout.ChunkCompressed != 0
+	c.CompressedOffset = r.CompressedOffset
+	c.CompressedSize = r.CompressedSize
+	c.UncompressedOffset = r.UncompressedOffset
+	c.UncompressedSize = r.UncompressedSize
+	c.Digest = r.Digest
+}
+
+func (t *chunkTable) chunk(blobIndex, chunkIndex uint32) (blob.Chunk, bool) {
+	place, ok := t.find(blobIndex, chunkIndex)
+	if !ok {
+		return blob.Chunk{}, false
+	}
+	var c blob.Chunk
+	r := t.record(place)
+	t.decode(&c, &r)
+	return c, true
+}
