@@ -22,7 +22,7 @@ const Table = `
 
 // Peers are the imports that are allowed although they stay on one level.
 var Peers = map[string][]string{
-	"rafs/blob/backend/...": {"rafs/blob/backend"},
+	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
 }
 
 // Never are imports that are refused although they go downwards.
@@ -39,7 +39,7 @@ var Never = map[string][]string{
 // TestOnly packages may be imported by test files, by e2e and by one another.
 // What they import themselves is limited by nothing but the compiler.
 var TestOnly = []string{
-	"internal/...", "rafs/rafstest/...", "vhostuser/vhostusertest/...", "rafs/blob/backend/backendtest",
+	"internal/...", "rafs/rafstest/...", "vhostuser/vhostusertest/...", "rafs/blob/backend/backendtest/...",
 }
 
 // Apart packages import nothing of this module but their own sub-packages: they
