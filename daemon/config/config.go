@@ -225,6 +225,15 @@ func WithCacheDir(dir string) Option {
 	}
 }
 
+// WithID sets the instance's name, unless id is empty.
+func WithID(id string) Option {
+	return func(c *Config) {
+		if id != "" {
+			c.ID = id
+		}
+	}
+}
+
 // WithEnv takes IMAGE_PULL_AUTH, base64 of USER:PASSWORD, as the registry's
 // credentials, before those of the file (nydus src/bin/nydusd/main.rs).
 func WithEnv(getenv func(string) string) Option {

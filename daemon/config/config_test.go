@@ -63,7 +63,7 @@ const registryV1 = `{"device": {"id": "a", "backend": {"type": "registry", "conf
 	"scheme": "http", "host": "r.example:5000", "repo": "lib/x", "auth": "dTpw", "registry_token": "tok",
 	"timeout": 7, "connect_timeout": 3, "retry_limit": 9, "ca_cert_files": ["/ca.pem"], "readahead": false,
 	"blob_url_scheme": "http", "blob_redirected_host": "cdn.example", "proxy": {"url": "http://u:p@proxy:65001",
-	"ping_url": "http://proxy/ping", "fallback": false, "check_interval": 9, "use_http": true}}},
+	"ping_url": "http://proxy/ping", "fallback": true, "check_interval": 9, "use_http": true}}},
 	"cache": {"type": "blobcache", "config": {"work_dir": "/c", "disable_indexed_map": false}}},
 	"mode": "direct", "enable_xattr": true, "amplify_io": 0,
 	"fs_prefetch": {"enable": true, "threads_count": 2, "merging_size": 4096, "bandwidth_rate": 5}}`
@@ -88,7 +88,7 @@ retry_limit = 9
 ca_cert_files = ["/ca.pem"]
 blob_url_scheme = "http"
 blob_redirected_host = "cdn.example"
-proxy = {url = "http://u:p@proxy:65001", ping_url = "http://proxy/ping", fallback = false, check_interval = 9, use_http = true}
+proxy = {url = "http://u:p@proxy:65001", ping_url = "http://proxy/ping", fallback = true, check_interval = 9, use_http = true}
 [cache]
 type = "filecache"
 filecache.work_dir = "/c"
@@ -109,7 +109,7 @@ func TestBothVersionsMeanTheSame(t *testing.T) {
 		HTTP: HTTP{
 			CACertFiles: []string{"/ca.pem"}, Timeout: 7 * time.Second, ConnectTimeout: 3 * time.Second, RetryLimit: 9,
 			Proxy: Proxy{
-				URL: NewURL("http://u:p@proxy:65001"), PingURL: "http://proxy/ping", UseHTTP: true,
+				URL: NewURL("http://u:p@proxy:65001"), PingURL: "http://proxy/ping", UseHTTP: true, Fallback: true,
 				CheckInterval: 9 * time.Second, CheckPause: 300 * time.Second,
 			},
 		},
@@ -123,8 +123,8 @@ func TestBothVersionsMeanTheSame(t *testing.T) {
 		if diff := cmp.Diff(want, c, same); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
-		if len(notes) != 0 {
-			t.Errorf("%s: notes %v, want none", name, notes)
+		if len(notes) != 1 || !strings.Contains(notes[0].String(), "proxy: this version goes to the source directly") {
+			t.Errorf("%s: notes %v, want one about the proxy", name, notes)
 		}
 		json2, _ := mustParse(t, string(c.Encode(true)))
 		if diff := cmp.Diff(want, json2, same); diff != "" {
@@ -191,6 +191,8 @@ backend = {type = "localfs", localfs = {dir = "/b"}}
 		{"repo", registry("repo", "../x"), "backend.registry.repo: want a repository name"},
 		{"auth", registry("auth", "not base64"), "backend.registry.auth: want base64 of USER:PASSWORD, this is no base64"},
 		{"auth colon", registry("auth", "dXNlcg=="), "backend.registry.auth: want base64 of USER:PASSWORD, there is no colon"},
+		{"proxy", `{"version":2,"backend":{"type":"registry","registry":{"host":"h","repo":"r","proxy":{"url":"http://p:1","fallback":false}}}}`,
+			"backend.registry.proxy: proxies are not supported by this version"},
 		{"scheme", registry("scheme", "ftp"), `backend.registry.scheme: want "https" or "http", got "ftp"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -244,6 +244,13 @@ func (d *decoder) proxy(n *node, p *Proxy) {
 	n.seconds("check_pause_elapsed", &p.CheckPause)
 	n.boolean("use_http", &p.UseHTTP)
 	n.str("dragonfly_scheduler_endpoint", &p.DragonflyScheduler)
+	switch {
+	case !p.URL.IsSet() && p.DragonflyScheduler == "":
+	case p.Fallback:
+		d.warn(n.path, "this version goes to the source directly, which fallback = true allows")
+	default:
+		d.problem(n.path, "proxies are not supported by this version, and fallback = false forbids going without")
+	}
 	n.end()
 }
 

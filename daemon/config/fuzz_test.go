@@ -44,7 +44,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("canonical form refused: %v\n%s", err, canonical)
 		}
 		for _, n := range notes {
-			if n.Level >= slog.LevelWarn && n.Key != "backend.registry.skip_verify" {
+			if n.Level >= slog.LevelWarn && n.Key != "backend.registry.skip_verify" && n.Key != "backend.registry.proxy" {
 				t.Errorf("canonical form warned of: %v", n)
 			}
 		}

@@ -188,7 +188,7 @@ func (n *node) end() {
 	}
 	slices.Sort(unknown)
 	for _, k := range unknown {
-		if s := nearest(k, n.known); s != "" {
+		if s := Nearest(k, n.known); s != "" {
 			n.d.warn(n.key(k), "unknown key, ignored; did you mean %s?", s)
 		} else {
 			n.d.warn(n.key(k), "unknown key, ignored")
@@ -248,9 +248,9 @@ func either(words []string) string {
 	return strings.Join(quoted[:last], ", ") + " or " + quoted[last]
 }
 
-// nearest returns the word that somebody who wrote got most likely meant: one
-// that is a few letters away, or of which got is a part or which is a part of got.
-func nearest(got string, words []string) string {
+// Nearest returns the word that somebody who wrote got most likely meant: one
+// that is a few letters away, or of which got is a part or which is a part of got; empty if there is none.
+func Nearest(got string, words []string) string {
 	best, bestDistance := "", max(2, len(got)/4)+1
 	for _, w := range words {
 		d := distance(strings.ToLower(got), w)
