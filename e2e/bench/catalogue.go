@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -124,4 +125,20 @@ func checkOne(ctx context.Context, c *vhostusertest.Client, e vhostusertest.Entr
 		}
 	}
 	return nil
+}
+
+// largest returns the indexes of the n largest files, in the order of entries.
+func largest(entries []entry, n int) []int {
+	var files []int
+	for i, e := range entries {
+		if e.attr.IsRegular() {
+			files = append(files, i)
+		}
+	}
+	slices.SortStableFunc(files, func(a, b int) int {
+		return cmp.Compare(entries[b].attr.Size, entries[a].attr.Size)
+	})
+	files = files[:min(n, len(files))]
+	slices.Sort(files)
+	return files
 }

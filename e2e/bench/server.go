@@ -47,7 +47,7 @@ var servers = []server{
 		name: "virtiofsd", paths: []string{"virtiofsd", "~/.cargo/bin/virtiofsd", "/usr/libexec/virtiofsd"}, peer: true,
 		args: func(img *image, sock, _ string) []string {
 			return []string{"--socket-path", sock, "--shared-dir", img.tree, "--cache", "always", "--sandbox", "none",
-				"--inode-file-handles", "never", "--log-level", "error"}
+				"--inode-file-handles=never", "--log-level", "error"}
 		},
 	},
 	{
