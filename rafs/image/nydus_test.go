@@ -1,7 +1,12 @@
 package image_test
 
 import (
+	"bytes"
+	"errors"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rafsd/rafsd/internal/testenv"
@@ -9,21 +14,204 @@ import (
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
-func TestQuick(t *testing.T) {
-	dir := filepath.Join(testenv.Fixtures(t), "nydus-made")
-	names, _ := filepath.Glob(filepath.Join(dir, "images/*/image.boot"))
-	more, _ := filepath.Glob(filepath.Join(dir, "images/*/layers/*"))
-	up, _ := filepath.Glob(filepath.Join(dir, "../upstream/*/image.boot"))
-	for _, n := range append(append(names, more...), up...) {
-		im, err := image.Open(n, image.Options{})
-		rel, _ := filepath.Rel(dir, n)
+func open(t testing.TB, path string) *image.Image {
+	t.Helper()
+	im, err := image.Open(path, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return im
+}
+
+// checkCase compares all of an image with its manifest, content included.
+func checkCase(t *testing.T, c rafstest.Case) {
+	t.Helper()
+	im := open(t, c.Bootstrap)
+	if err := rafstest.Exercise(im); err != nil {
+		t.Error(err)
+	}
+	if c.Want != nil {
+		rafstest.Compare(t, c.Want, rafstest.Tree(im, c.Blobs))
+		return
+	}
+	n := uint64(0)
+	for e, err := range rafstest.Tree(im, c.Blobs) {
 		if err != nil {
-			t.Logf("%-40s %v", rel, err)
+			t.Errorf("%q: %v", e.Path, err)
+		}
+		n++
+	}
+	if s := im.Super(); n != s.Names || n == 0 {
+		t.Errorf("%d entries, want %d", n, s.Names)
+	}
+}
+
+func TestCoreTrees(t *testing.T) {
+	for _, c := range rafstest.Core(t) {
+		t.Run(c.Name, func(t *testing.T) { checkCase(t, c) })
+	}
+}
+
+func TestNydusTrees(t *testing.T) {
+	cases := rafstest.Nydus(t)
+	if len(cases) < 32 {
+		t.Errorf("%d images, want at least 32", len(cases))
+	}
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) { checkCase(t, c) })
+	}
+}
+
+// Layer bootstraps are images as well, with whiteouts as plain files.
+func TestNydusLayers(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made")
+	paths, err := filepath.Glob(filepath.Join(dir, "images/*/layers/*"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no layers: %v", err)
+	}
+	for _, p := range paths {
+		if strings.Contains(p, "batch") || strings.Contains(p, "encrypt") {
 			continue
 		}
-		s := im.Super()
-		t.Logf("%-40s ok v%d %d inodes %d names %v %v flags %#x prefetch %v blobs %d feat %s", rel, s.Version, s.Inodes, s.Names, s.Compressor, s.Digester, uint64(s.Flags), im.Prefetch(), len(im.Blobs()), "")
-		im.Close()
+		t.Run(filepath.Base(p)[:8], func(t *testing.T) {
+			checkCase(t, rafstest.Case{Bootstrap: p, Blobs: rafstest.Blobs{filepath.Join(dir, "blobs")}})
+		})
 	}
-	_ = rafstest.Compare
+}
+
+func TestUpstreamTrees(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "upstream")
+	v5Blobs := rafstest.Blobs{filepath.Join(dir, "v5-none-sha256/blobs")}
+	for _, c := range []rafstest.Case{
+		{Bootstrap: filepath.Join(dir, "v6-zstd-blake3/image.boot"), Blobs: rafstest.Blobs{filepath.Join(dir, "v6-zstd-blake3/blobs")}},
+		{Bootstrap: filepath.Join(dir, "v5-none-sha256/image.boot"), Blobs: v5Blobs},
+		{Bootstrap: filepath.Join(dir, "v5-none-blake3/image.boot"), Blobs: v5Blobs},
+	} {
+		t.Run(filepath.Base(filepath.Dir(c.Bootstrap)), func(t *testing.T) { checkCase(t, c) })
+	}
+}
+
+// The blob's bootstrap is compressed and found by its table of contents, by tar
+// headers alone, or is not there.
+func TestFindBootstrap(t *testing.T) {
+	dir := testenv.Fixtures(t)
+	everything := rafstest.Manifest(t, filepath.Join(dir, "nydus-made/trees/everything.ndjson"))
+	for _, tt := range []struct {
+		name, id string
+		dir      string
+		want     []rafstest.Entry
+	}{
+		{"v6-inline-meta", "dd2def1adb812aefc7fb129d1a7d653c9b0111f24504f282b16bc23e2162c05e", "nydus-made/blobs", everything},
+		{"v6-inline-meta-toc", "6d557f3f0e0b64800428f500d6006567e21b9d1db835d12bd918f19ee7e0290b", "nydus-made/blobs", everything},
+		{"v5-inline-meta", "4f34e3eb2003a8309db68a1e474ab71b103e153d7031d3118c9ba0cb64448a14", "nydus-made/blobs", everything},
+		{"upstream toc", "2fa78cad554b75ac91a4a125ed148d0ddeb25efa4aaa8bd80e5dc292690a4dca", "upstream/toc", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			data, err := os.ReadFile(filepath.Join(dir, tt.dir, tt.id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			boot, err := image.FindBootstrap(bytes.NewReader(data), int64(len(data)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			im, err := image.NewWith(boot, image.Options{InlineBlobID: tt.id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := rafstest.Exercise(im); err != nil {
+				t.Error(err)
+			}
+			if tt.want != nil {
+				rafstest.Compare(t, tt.want, rafstest.Tree(im, rafstest.Blobs{filepath.Join(dir, tt.dir)}))
+			}
+			if _, err := image.New(boot); len(im.Blobs()) > 0 && !errors.Is(err, image.ErrUnsupported) {
+				t.Errorf("without the blob's id: got %v, want %v", err, image.ErrUnsupported)
+			}
+		})
+	}
+}
+
+func TestFindBootstrapRefuses(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made/blobs")
+	plain, err := os.ReadFile(filepath.Join(dir, "02b33a0c891e624546cebad3a809f334f756d10941e1e53f27dd4112121a0e03"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inline, err := os.ReadFile(filepath.Join(dir, "6d557f3f0e0b64800428f500d6006567e21b9d1db835d12bd918f19ee7e0290b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(inline)
+	flipped[970034+1000] ^= 1
+	for _, tt := range []struct {
+		name string
+		data []byte
+		want error
+	}{
+		{"no tar headers", plain, image.ErrNoBootstrap},
+		{"empty", nil, image.ErrNoBootstrap},
+		{"cut", inline[:len(inline)-1], image.ErrNoBootstrap},
+		{"bootstrap damaged", flipped, image.ErrCorrupt},
+	} {
+		if _, err := image.FindBootstrap(bytes.NewReader(tt.data), int64(len(tt.data))); !errors.Is(err, tt.want) {
+			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+		}
+	}
+}
+
+// What this reader lacks is refused with its name.
+func TestNydusRefused(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made/images")
+	for name, feature := range map[string]string{
+		"v6-batch-1m":       "batch",
+		"v6-batch-64k-lz4":  "batch",
+		"v6-layers-batch":   "batch",
+		"v6-encrypt":        "encryption",
+		"v6-layers-encrypt": "encryption",
+		"v6-tar-tarfs":      "tarfs",
+		"v6-targz-ref":      "zran",
+	} {
+		_, err := image.Open(filepath.Join(dir, name, "image.boot"), image.Options{})
+		if !errors.Is(err, image.ErrUnsupported) || !strings.Contains(err.Error(), feature) {
+			t.Errorf("%s: got %v, want %v with %q", name, err, image.ErrUnsupported, feature)
+		}
+	}
+}
+
+func TestNydusPrefetch(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made/images")
+	for name, want := range map[string][]string{
+		"v6-prefetch-root": {"/"},
+		"v6-prefetch-list": {"/sizes/mixed-2m", "/many", "/names"},
+		"v5-prefetch-list": {"/sizes/mixed-2m", "/many", "/names"},
+		"v6-zstd-blake3":   nil,
+		"v5-zstd-blake3":   nil,
+	} {
+		im := open(t, filepath.Join(dir, name, "image.boot"))
+		var nodes []uint64
+		for _, path := range want {
+			node := image.Root
+			for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+				if part == "" {
+					continue
+				}
+				var err error
+				if node, err = im.Lookup(node, part); err != nil {
+					t.Fatalf("%s: %s: %v", name, path, err)
+				}
+			}
+			nodes = append(nodes, node)
+		}
+		got := slices.Sorted(slices.Values(im.Prefetch()))
+		slices.Sort(nodes)
+		if !slices.Equal(got, nodes) {
+			t.Errorf("%s: prefetch of %v, want %v", name, got, nodes)
+		}
+	}
 }
