@@ -1,0 +1,187 @@
+package convert
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/write"
+)
+
+// layer is a source layer that was converted.
+type layer struct {
+	tree *tree.Layer
+	info *write.BlobInfo // nil if the layer has no data
+	file *os.File        // the blob; nil likewise
+
+	entries, droppedXattrs int
+	bytes                  int64
+}
+
+func (l *layer) close() {
+	if l.file != nil {
+		l.file.Close()
+	}
+}
+
+// attempts is how often a layer is read when its transport breaks off.
+const attempts = 3
+
+// convertLayer converts a layer and pushes its blob.
+func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
+	var l *layer
+	for n := 1; ; n++ {
+		var err error
+		if l, err = c.readLayer(ctx, i); err == nil {
+			break
+		}
+		if n == attempts || !transient(ctx, err) {
+			return nil, err
+		}
+	}
+	size := int64(0)
+	if l.info != nil {
+		size = l.info.Size
+		b := l.content()
+		b.progress = c.progress(i, StagePush, size)
+		if err := c.target.blob(ctx, b); err != nil {
+			l.close()
+			return nil, fmt.Errorf("push blob %s to %s: %w", b.digest, c.opts.Target, err)
+		}
+	}
+	c.report(Event{Layer: i, Digest: c.source.layers[i].name(), Stage: StageDone, Done: size, Total: size})
+	return l, nil
+}
+
+// transient tells whether reading a layer again may help. What is wrong with the
+// layer or with the disk stays wrong.
+func transient(ctx context.Context, err error) bool {
+	var wrong *wrongLayer
+	var noRoom syscall.Errno
+	return ctx.Err() == nil && !errors.Is(err, tree.ErrRefused) && !errors.As(err, &wrong) &&
+		!(errors.As(err, &noRoom) && (noRoom == syscall.ENOSPC || noRoom == syscall.EDQUOT))
+}
+
+// wrongLayer is a layer whose bytes are not what its image says.
+type wrongLayer struct{ err error }
+
+func (e *wrongLayer) Error() string { return e.err.Error() }
+
+func (e *wrongLayer) Unwrap() error { return e.err }
+
+// progressStep is how many bytes pass between two events.
+const progressStep = 256 << 10
+
+// progress returns what to call with the bytes that passed.
+func (c *conversion) progress(i int, stage Stage, total int64) func(int) {
+	done, told := int64(0), int64(0)
+	return func(n int) {
+		done += int64(n)
+		if done-told >= progressStep || done == total && told < total {
+			told = done
+			c.report(Event{Layer: i, Digest: c.source.layers[i].name(), Stage: stage, Done: done, Total: total})
+		}
+	}
+}
+
+// readLayer reads a layer once, all the way, and writes its blob.
+func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
+	src := &c.source.layers[i]
+	raw, err := src.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	stored := &countReader{r: raw, passed: c.progress(i, StageRead, src.size)}
+	plain, err := tree.Decompress(bufio.NewReaderSize(stored, 128<<10))
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	diff := sha256.New()
+	l, err := c.cutLayer(ctx, i, io.TeeReader(plain, diff))
+	if err == nil || transient(ctx, err) {
+		err = finish(stored, raw, err)
+	}
+	if got := hex.EncodeToString(diff.Sum(nil)); err == nil && got != src.diffID.Hex {
+		err = &wrongLayer{fmt.Errorf("unpacked digest sha256:%s, the image's configuration says %s", got, src.diffID)}
+	}
+	if err != nil {
+		if l != nil {
+			l.close()
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// finish reads the rest of a layer. If the layer is not what the manifest says,
+// that is the error, whatever its tar seemed to be.
+func finish(rest io.Reader, raw verified, err error) error {
+	if _, drainErr := io.Copy(io.Discard, rest); drainErr != nil {
+		return errors.Join(err, drainErr)
+	}
+	if verifyErr := raw.Verify(); verifyErr != nil {
+		return &wrongLayer{verifyErr}
+	}
+	return err
+}
+
+type countReader struct {
+	r      io.Reader
+	passed func(int)
+}
+
+func (r *countReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.passed(n)
+	return n, err
+}
+
+// cutLayer turns a tar stream into a tree and a blob. It reads the stream to its
+// end, beyond that of the archive.
+func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *layer, err error) {
+	file, err := c.opts.tempFile()
+	if err != nil {
+		return nil, err
+	}
+	l = &layer{file: file}
+	defer func() {
+		if err != nil {
+			l.close()
+			l = nil
+		}
+	}()
+	out := bufio.NewWriterSize(file, 1<<20)
+	blob := write.NewBlob(out, c.opts.format())
+	cutter := chunk.NewCutter(ctx, c.pool, blob, chunk.Options{
+		Blob: uint32(i), Compressor: *c.opts.Format.Compressor, Digester: c.opts.Format.Digester,
+	})
+	buffered := bufio.NewReaderSize(tar, 128<<10)
+	l.tree, err = tree.ReadLayer(ctx, buffered, cutter, c.opts.Limits)
+	records, closeErr := cutter.Close()
+	if err = errors.Join(err, closeErr); err != nil {
+		return l, err
+	}
+	if _, err = io.Copy(io.Discard, buffered); err != nil {
+		return l, err
+	}
+	l.entries, l.bytes, l.droppedXattrs = l.tree.Entries, l.tree.Bytes, l.tree.DroppedXattrs
+	if len(records) == 0 {
+		l.close()
+		l.file = nil
+		return l, nil
+	}
+	if l.info, err = blob.Finish(records); err != nil {
+		return l, err
+	}
+	return l, out.Flush()
+}
