@@ -1,0 +1,112 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rafsd/rafsd/e2e/registry"
+	"github.com/rafsd/rafsd/e2e/rootfs"
+	"github.com/rafsd/rafsd/e2e/vm"
+	"github.com/rafsd/rafsd/guest/report"
+	"github.com/rafsd/rafsd/internal/testenv"
+)
+
+// A root file system of Debian packages goes to a registry, is converted, and a guest
+// boots from it by reference: first with nothing cached, through a slow wire; then a
+// second guest on a second daemon with the first one's cache, while the registry
+// counts what is asked of it.
+func TestRegistryColdThenWarm(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsTool(t, "mmdebstrap", "tar")
+	ctx := bounded(t)
+	image, err := rootfs.Image(ctx, rootfs.Options{Packages: []string{"python3"}})
+	must(t, err)
+	want := unpack(t, image)
+	r := startRegistry(t)
+	p := publish(ctx, t, r, image)
+	cache := t.TempDir()
+
+	r.Reset()
+	r.SetLimits(registry.Limits{Latency: 5 * time.Millisecond, Rate: 100 << 20})
+	cold := serve(t, "--cache-dir", cache, p.reference)
+	v := cold.machine(t, vm.Options{Memory: 1024})
+	python(t, v)
+	touched := r.Blobs(p.chunks...)
+	if touched.Bytes == 0 || touched.Bytes >= p.size {
+		t.Errorf("running python fetched %d of %d bytes: want some and not all", touched.Bytes, p.size)
+	}
+	t.Logf("python fetched %d of %d bytes in %d requests", touched.Bytes, p.size, touched.Requests)
+	sameTree(t, v, want)
+	all := r.Blobs(p.chunks...)
+	// Everything was read once; what two requests both fetched is waste.
+	if all.Bytes > p.size*11/10 {
+		t.Errorf("reading the tree fetched %d bytes of blobs of %d", all.Bytes, p.size)
+	}
+	t.Logf("whole tree: %d requests; peak RSS of the daemon %d KiB", all.Requests, cold.rssPeak(t))
+	must(t, v.PowerOff(ctx))
+
+	r.Reset()
+	warm := serve(t, "--cache-dir", cache, p.reference)
+	v = warm.machine(t, vm.Options{Memory: 1024})
+	sameTree(t, v, want)
+	if got := r.Blobs(p.chunks...); got != (registry.Traffic{}) {
+		t.Errorf("with a warm cache the registry was asked for chunks: %+v, want nothing", got)
+	}
+	must(t, v.PowerOff(ctx))
+}
+
+// python runs a program of the image as the image's configuration wants it.
+func python(t *testing.T, v *vm.VM) {
+	t.Helper()
+	got, err := v.Run(bounded(t), report.Command{
+		Args: []string{"python3", "-c", "import os, json, ssl; print(os.getcwd(), os.getuid(), os.environ['GREETING'])"},
+		Env:  []string{"GREETING=hello there", "PATH=/usr/bin"}, Dir: "/tmp", User: "nobody",
+	})
+	must(t, err)
+	if want := "/tmp 65534 hello there\n"; got.Code != 0 || string(got.Stdout) != want {
+		t.Errorf("python: status %d, %q, stderr %q, want %q", got.Code, got.Stdout, got.Stderr, want)
+	}
+}
+
+// What is converted is what GNU tar makes of the same layers.
+func TestConvertedLayers(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsTool(t, "tar")
+	image := smallImage(t)
+	r := startRegistry(t)
+	p := publish(bounded(t), t, r, image)
+	v := serve(t, p.reference).machine(t, vm.Options{})
+	sameTree(t, v, unpack(t, image))
+}
+
+// The command that the image's configuration names is run from the kernel's command
+// line, and the machine ends with it.
+func TestRunFromCommandLine(t *testing.T) {
+	testenv.NeedsTool(t, "mmdebstrap")
+	ctx := bounded(t)
+	image, err := rootfs.Image(ctx, rootfs.Options{Packages: []string{"python3"}})
+	must(t, err)
+	p := publish(ctx, t, startRegistry(t), image)
+	config, err := image.ConfigFile()
+	must(t, err)
+	c := config.Config
+	run := &report.Command{Args: append(c.Cmd, "-c", "print('%s \"quoted\"' % 'so')"), Env: c.Env, Dir: c.WorkingDir, User: c.User}
+	v := serve(t, p.reference).machine(t, vm.Options{Config: report.Config{Tag: tag, Run: run}})
+	must(t, v.Wait(ctx))
+	out, _, err := v.AwaitType(ctx, 0, report.Output)
+	must(t, err)
+	if want := "so \"quoted\"\n"; string(out.Data) != want {
+		t.Errorf("output %q, want %q", out.Data, want)
+	}
+	exit, _, err := v.AwaitType(ctx, 0, report.Exit)
+	must(t, err)
+	if exit.Code != 0 || exit.Signal != "" {
+		t.Errorf("ended with %d %s, want 0", exit.Code, exit.Signal)
+	}
+	console, err := v.Console()
+	must(t, err)
+	if strings.Contains(console, "Kernel panic") {
+		t.Errorf("the guest's kernel panicked:\n%s", console)
+	}
+}
