@@ -22,6 +22,8 @@ const Table = `
 
 // Peers are the imports that are allowed although they stay on one level.
 var Peers = map[string][]string{
+	// write describes the trees of tree, which refer to the chunks of chunk.
+	"rafs/build/...":        {"rafs/build/tree", "rafs/build/chunk"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
 }
 
