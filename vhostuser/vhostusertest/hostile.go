@@ -2,6 +2,9 @@ package vhostusertest
 
 import (
 	"encoding/binary"
+	"fmt"
+	"runtime"
+	"time"
 
 	"github.com/rafsd/rafsd/vhostuser/guestmem"
 )
@@ -26,7 +29,7 @@ func (r *Ring) SetAvailIdx(v uint16) {
 }
 
 // AvailIdx returns the published available index.
-func (r *Ring) AvailIdx() uint16 { return r.published }
+func (r *Ring) AvailIdx() uint16 { return guestmem.PartOf(r.Avail.Bytes).Load16(availIdxOff) }
 
 // UsedIdx returns the back-end's used index.
 func (r *Ring) UsedIdx() uint16 { return guestmem.PartOf(r.Used.Bytes).Load16(usedIdxOff) }
@@ -101,4 +104,24 @@ func (m *Memory) Room(n int) (Desc, []byte, error) {
 		return Desc{}, nil, err
 	}
 	return Desc{Addr: buf.GPA, Len: uint32(n), Flags: DescWrite}, buf.Bytes, nil
+}
+
+// WaitBroken waits until the back-end has said, through the ring's error
+// descriptor, that it has given the ring up.
+func (r *Ring) WaitBroken(timeout time.Duration) error {
+	if err := r.errs.wait(timeout); err != nil {
+		return fmt.Errorf("ring %d: waiting for its error descriptor: %w", r.Index, err)
+	}
+	return nil
+}
+
+// WaitUsed waits until the back-end's used index is v, with or without a call
+// for it.
+func (r *Ring) WaitUsed(v uint16, timeout time.Duration) error {
+	for deadline := time.Now().Add(timeout); r.UsedIdx() != v; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("ring %d: used index is %d: want %d: %w", r.Index, r.UsedIdx(), v, ErrTimeout)
+		}
+	}
+	return nil
 }

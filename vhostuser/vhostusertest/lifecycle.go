@@ -64,7 +64,7 @@ func (vm *VM) startQEMU() error {
 	}
 	// QEMU kicks each ring once when it takes the notifier over, empty or not.
 	for _, r := range vm.Rings {
-		if err := r.Kick(); err != nil {
+		if err := r.kick.signal(); err != nil {
 			return err
 		}
 	}

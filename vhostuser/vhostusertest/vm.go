@@ -17,7 +17,8 @@ import (
 //	                 -> Reset -> Start      guest reboots
 //	                 -> Reconnect           back-end died and came back
 //
-// Its methods are for one goroutine at a time.
+// Its methods are for one goroutine at a time. A Client may be at work meanwhile,
+// except during Reset.
 type VM struct {
 	Memory *Memory
 	Front  *FrontEnd
@@ -148,11 +149,17 @@ func (vm *VM) offered() error {
 	if err != nil {
 		return err
 	}
-	vm.OfferedFeatures = v
-	vm.Features = v & (vm.opts.Features | vhostuser.FeatureProtocolFeatures)
 	if v&vhostuser.FeatureVersion1 == 0 {
 		return fmt.Errorf("%w: features %#x are without VERSION_1", ErrProtocol, v)
 	}
+	if vm.OfferedFeatures == v {
+		return nil // the rings may be in use by a Client
+	}
+	if vm.OfferedFeatures != 0 {
+		return fmt.Errorf("%w: features %#x are offered: want %#x as before", ErrProtocol, v, vm.OfferedFeatures)
+	}
+	vm.OfferedFeatures = v
+	vm.Features = v & (vm.opts.Features | vhostuser.FeatureProtocolFeatures)
 	for _, r := range vm.Rings {
 		r.eventIdx = vm.Features&vhostuser.FeatureEventIdx != 0
 		r.indirect = vm.Features&vhostuser.FeatureIndirectDesc != 0

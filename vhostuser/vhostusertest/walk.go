@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
 )
 
-// SkipDir, returned by the function of Walk for a directory, leaves it out.
-var SkipDir = errors.New("skip this directory")
-
 // Walk calls visit for everything below the directory node, in the order of
 // READDIRPLUS, each directory before what it holds. Paths are relative to node.
+// fs.SkipDir leaves a directory out.
 func (c *Client) Walk(ctx context.Context, node uint64, visit func(path string, e Entry) error) error {
 	return c.walk(ctx, node, "", visit)
 }
@@ -25,7 +24,7 @@ func (c *Client) walk(ctx context.Context, node uint64, dir string, visit func(s
 	for _, d := range entries {
 		name := path.Join(dir, d.Name)
 		switch err := visit(name, d.Entry); {
-		case errors.Is(err, SkipDir):
+		case errors.Is(err, fs.SkipDir):
 			continue
 		case err != nil:
 			return err
