@@ -25,6 +25,8 @@ var Peers = map[string][]string{
 	// write describes the trees of tree, which refer to the chunks of chunk.
 	"rafs/build/...":        {"rafs/build/tree", "rafs/build/chunk"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
+	// The host's side of a test drives what runs in the guest.
+	"e2e/...": {"e2e/...", "guest/..."},
 }
 
 // Never are imports that are refused although they go downwards.
