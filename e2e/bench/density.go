@@ -19,6 +19,7 @@ type densityReport struct {
 	RSS           uint64  `json:"rss"`
 	PSS           uint64  `json:"pss"`
 	Anonymous     uint64  `json:"anonymous"`
+	Restarts      int     `json:"restarts"`
 	ListenMS      float64 `json:"exec_to_socket_ms"`
 	ListenWorstMS float64 `json:"exec_to_socket_worst_ms"`
 	// IdleCPU is the processor time that all of them use while nobody asks for
@@ -72,6 +73,9 @@ func crowd(ctx context.Context, o *options, img *image, dir string, s server, fi
 		}
 	}
 	r := &densityReport{Server: s.name, Daemons: len(all), ListenMS: median(listening)}
+	for _, d := range all {
+		r.Restarts += d.restarts
+	}
 	for _, v := range listening {
 		r.ListenWorstMS = max(r.ListenWorstMS, v)
 	}

@@ -33,7 +33,7 @@ func prepare(ctx context.Context, o *options) (*image, error) {
 		return nil, err
 	}
 	made := filepath.Join(cache, "image-"+filepath.Base(tree))
-	if err := once(made, func(tmp string) error { return makeImage(ctx, tree, tmp) }); err != nil {
+	if err := once(made, func(tmp string) error { return makeImage(ctx, o.nydusImage, tree, tmp) }); err != nil {
 		return nil, fmt.Errorf("make an image: %w", err)
 	}
 	return &image{tree: tree, bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
@@ -67,20 +67,16 @@ func bootstrapDebian(ctx context.Context, dir string) error {
 	return command(ctx, program, "--variant=minbase", "--include=python3,python3-requests", "--format=directory", "bookworm", dir)
 }
 
-func makeImage(ctx context.Context, tree, dir string) error {
-	program := "nydus-image"
-	if found, err := exec.LookPath(program); err == nil {
-		program = found
-	} else if program = filepath.Join(os.Getenv("HOME"), ".cargo/bin/nydus-image"); !executable(program) {
-		return fmt.Errorf("%w: install the peers with e2e/bench/peers.sh", err)
+// makeImage makes an image as nydus makes it, which all readers understand.
+func makeImage(ctx context.Context, program, tree, dir string) error {
+	if program == "" {
+		program = find([]string{"nydus-image", "~/.cargo/bin/nydus-image"})
+	}
+	if program == "" {
+		return errors.New("nydus-image not found: install the peers with e2e/bench/peers.sh")
 	}
 	return command(ctx, program, "create", "--type", "dir-rafs", "--compressor", "zstd", "--log-level", "error",
 		"--bootstrap", filepath.Join(dir, "image.boot"), "--blob-dir", dir, tree)
-}
-
-func executable(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode()&0o111 != 0
 }
 
 func command(ctx context.Context, program string, args ...string) error {

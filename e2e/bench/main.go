@@ -35,6 +35,7 @@ import (
 type options struct {
 	cache, tree string
 	programs    map[string]*string // by daemon's name
+	nydusImage  string
 	modes       string
 	rounds      int
 	duration    time.Duration
@@ -65,6 +66,7 @@ func parse(args []string) (*options, error) {
 	for _, s := range servers {
 		o.programs[s.name] = fs.String(s.name, "", s.name+"'s program; searched for when empty, left out when \"none\"")
 	}
+	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image; searched for when empty")
 	fs.StringVar(&o.modes, "mode", "rows,density", "what to do after the data check: rows, density, or both")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds of every row")
 	fs.DurationVar(&o.duration, "time", 500*time.Millisecond, "time of one row of one daemon in one round")

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -74,21 +75,30 @@ func findServers(o *options) []server {
 		if given := *o.programs[s.name]; given != "" {
 			paths = []string{given}
 		}
-		for _, p := range paths {
-			if len(p) > 2 && p[:2] == "~/" {
-				p = filepath.Join(os.Getenv("HOME"), p[2:])
-			}
-			if found, err := exec.LookPath(p); err == nil {
-				s.program, _ = filepath.Abs(found)
-				out = append(out, s)
-				break
-			}
-		}
-		if len(out) == 0 || out[len(out)-1].name != s.name {
+		if s.program = find(paths); s.program == "" {
 			fmt.Fprintf(os.Stderr, "%s is left out: not found\n", s.name)
+			continue
 		}
+		out = append(out, s)
 	}
 	return out
+}
+
+// find returns the first program that is there, absolute, or nothing.
+func find(paths []string) string {
+	for _, p := range paths {
+		if rest, ok := strings.CutPrefix(p, "~/"); ok {
+			p = filepath.Join(os.Getenv("HOME"), rest)
+		}
+		found, err := exec.LookPath(p)
+		if err != nil {
+			continue
+		}
+		if abs, err := filepath.Abs(found); err == nil {
+			return abs
+		}
+	}
+	return ""
 }
 
 // daemon is a server that runs, with its machine.
