@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net"
 
@@ -47,3 +49,6 @@ type Options struct {
 	// Ready, when not nil, is called once, when a VMM can connect.
 	Ready func()
 }
+
+// Run serves until ctx ends. It is replaced by the composition of the daemon.
+func Run(context.Context, Options) error { return errors.New("daemon: not composed yet") }

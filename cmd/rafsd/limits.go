@@ -1,0 +1,34 @@
+package main
+
+import (
+	"log/slog"
+
+	"golang.org/x/sys/unix"
+)
+
+// raiseNoFile asks for a limit of open files. What the system refuses is not
+// needed to start, so it costs a warning.
+func raiseNoFile(want uint64, log *slog.Logger) {
+	if want == 0 {
+		return
+	}
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		log.Warn("the limit of open files cannot be read", "err", err)
+		return
+	}
+	ask := unix.Rlimit{Cur: want, Max: max(want, have.Max)}
+	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &ask)
+	if err == nil {
+		return
+	}
+	if want > have.Max {
+		// More than the hard limit is the privilege of few: take what there is.
+		ask = unix.Rlimit{Cur: have.Max, Max: have.Max}
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &ask) == nil {
+			have.Cur = have.Max
+		}
+	}
+	log.Warn("the system refuses the limit of open files; going on with what there is",
+		"asked", want, "limit", have.Cur, "err", err)
+}

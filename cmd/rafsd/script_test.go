@@ -1,0 +1,169 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rafsd/rafsd/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"rafsd": main})
+}
+
+// The command line is told as stories in testdata/script. The commands that they
+// have beside testscript's own:
+//
+//	exits CODE PROGRAM ARGS...   run a program that must end with this code
+//	ocilayout DIR TAG LIST...    make an OCI layout with an image; each list is a layer, $LAYER1 the first one's blob
+//	tarfile FILE LIST            make a tar of a list
+//	registry                     serve an empty registry; $REGISTRY is its address
+//	flip FILE OFFSET             change a byte of a file
+//	truncate FILE SIZE           cut a file
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("TESTDATA", filepath.Join(testenv.ModuleRoot(), "rafs", "rafstest", "testdata"))
+			env.Setenv("CONFIGS", filepath.Join(testenv.ModuleRoot(), "configs"))
+			env.Setenv("DOCKER_CONFIG", env.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "ocilayout": ociLayoutCmd, "tarfile": tarFile, "registry": serveRegistry,
+			"flip": flip, "truncate": truncate,
+		},
+	})
+}
+
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS...")
+	}
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%s: %v", args[1], err)
+		}
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// makeTar makes a tar of lines "dir NAME", "file NAME TEXT", "hardlink NAME TARGET",
+// "symlink NAME TARGET", "fifo NAME" and "big NAME SIZE", the last of zeros. Names
+// are taken as they are, good or bad.
+func makeTar(list string) ([]byte, error) {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for line := range strings.Lines(list) {
+		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		name, arg, _ := strings.Cut(rest, " ")
+		hdr, body := tar.Header{Name: name, Mode: 0o644}, []byte(nil)
+		switch kind {
+		case "":
+			continue
+		case "dir":
+			hdr.Typeflag, hdr.Mode = tar.TypeDir, 0o755
+		case "file":
+			body = []byte(arg + "\n")
+		case "big":
+			size, err := strconv.Atoi(arg)
+			if err != nil {
+				return nil, err
+			}
+			body = make([]byte, size)
+		case "hardlink":
+			hdr.Typeflag, hdr.Linkname = tar.TypeLink, arg
+		case "symlink":
+			hdr.Typeflag, hdr.Linkname = tar.TypeSymlink, arg
+		case "fifo":
+			hdr.Typeflag = tar.TypeFifo
+		default:
+			return nil, fmt.Errorf("tar list: %q", line)
+		}
+		hdr.Size = int64(len(body))
+		if err := w.WriteHeader(&hdr); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(body); err != nil {
+			return nil, err
+		}
+	}
+	err := w.Close()
+	return out.Bytes(), err
+}
+
+func tarFile(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := makeTar(ts.ReadFile(args[1]))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+}
+
+func ociLayoutCmd(ts *testscript.TestScript, _ bool, args []string) {
+	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	for i, list := range args[2:] {
+		b, err := makeTar(ts.ReadFile(list))
+		ts.Check(err)
+		layer := static.NewLayer(b, types.OCIUncompressedLayer)
+		img, err = mutate.AppendLayers(img, layer)
+		ts.Check(err)
+		digest, err := layer.Digest()
+		ts.Check(err)
+		ts.Setenv(fmt.Sprintf("LAYER%d", i+1), filepath.Join(args[0], "blobs", digest.Algorithm, digest.Hex))
+	}
+	cfg, err := img.ConfigFile()
+	ts.Check(err)
+	cfg.OS, cfg.Architecture, cfg.Config.Env = "linux", "amd64", []string{"PATH=/bin"}
+	img, err = mutate.ConfigFile(img, cfg)
+	ts.Check(err)
+	path, err := layout.Write(ts.MkAbs(args[0]), empty.Index)
+	ts.Check(err)
+	ts.Check(path.AppendImage(img, layout.WithAnnotations(map[string]string{refName: args[1]}),
+		layout.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"})))
+}
+
+func serveRegistry(ts *testscript.TestScript, _ bool, _ []string) {
+	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	ts.Defer(s.Close)
+	ts.Setenv("REGISTRY", s.Listener.Addr().String())
+}
+
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	b := []byte(ts.ReadFile(args[0]))
+	offset, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	b[offset] ^= 0xff
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+}
+
+func truncate(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	ts.Check(os.Truncate(ts.MkAbs(args[0]), size))
+}
