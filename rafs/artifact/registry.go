@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/rafsd/rafsd/rafs/blob"
 )
 
 // Options say how to reach a registry. The zero value uses the user's docker
@@ -266,7 +268,7 @@ func (b *Blob) Verify() error {
 		return fmt.Errorf("%s: more than %d bytes", b.want.Digest, b.want.Size)
 	}
 	if got := hex.EncodeToString(b.hash.Sum(nil)); got != b.want.Digest.Hex {
-		return fmt.Errorf("%s: digest mismatch, got sha256:%s", b.want.Digest, got)
+		return fmt.Errorf("%s: %w, got sha256:%s", b.want.Digest, blob.ErrDigest, got)
 	}
 	return nil
 }
