@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/rafsd/rafsd/daemon/config"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/localfs"
+	"github.com/rafsd/rafsd/rafs/blob/backend/registry"
+)
+
+// source is where blobs come from, with its meter.
+type source struct {
+	backend.Backend
+	kind  string
+	meter *backend.Meter
+}
+
+// openSource makes the backend that the configuration names. Nothing goes over
+// the network yet. Each try is metered; what tries add up to is retried above.
+func openSource(c *config.Config) (*source, error) {
+	b, err := rawBackend(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{kind: c.Backend.Type, meter: new(backend.Meter)}
+	s.Backend = backend.Retry(backend.Observe(b, s.meter.Add), backend.RetryPolicy{
+		Attempts: retries(c) + 1,
+	})
+	return s, nil
+}
+
+func rawBackend(c *config.Config) (backend.Backend, error) {
+	switch b := c.Backend; b.Type {
+	case config.BackendLocalFS:
+		if b.LocalFS.BlobFile != "" {
+			return localfs.NewFile(b.LocalFS.BlobFile), nil
+		}
+		return localfs.New(b.LocalFS.Dir, b.LocalFS.AltDirs...)
+	case config.BackendRegistry:
+		return registry.New(registryOptions(&b.Registry, c.Rafsd.Connections))
+	default:
+		return nil, fmt.Errorf("backend %q: want %s or %s", b.Type, config.BackendLocalFS, config.BackendRegistry)
+	}
+}
+
+func registryOptions(r *config.Registry, connections int) registry.Options {
+	return registry.Options{
+		Host:             r.Host,
+		Repo:             r.Repo,
+		Scheme:           r.Scheme,
+		Auth:             r.Auth.Reveal(),
+		RegistryToken:    r.Token.Reveal(),
+		RedirectScheme:   r.BlobURLScheme,
+		RedirectHost:     r.BlobRedirectedHost,
+		CAFiles:          r.HTTP.CACertFiles,
+		SkipVerify:       r.HTTP.SkipVerify,
+		ConnectTimeout:   r.HTTP.ConnectTimeout,
+		FirstByteTimeout: r.HTTP.Timeout,
+		Connections:      connections,
+	}
+}
+
+// defaultRetries is nydusd's fixed number of tries after the first
+// (storage/src/backend/mod.rs, retry_op), which its retry_limit never changes.
+const defaultRetries = 3
+
+func retries(c *config.Config) int {
+	if c.Backend.Type == config.BackendRegistry {
+		return max(defaultRetries, c.Backend.Registry.HTTP.RetryLimit)
+	}
+	return 1
+}
