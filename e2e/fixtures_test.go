@@ -70,22 +70,34 @@ func TestFixtures(t *testing.T) {
 	}
 }
 
-// The kernel's own EROFS driver reads RAFS v6 without compression: a second opinion
-// on what the image says, from code that is not ours and not nydus'.
+// The kernel's own EROFS driver reads the metadata of RAFS v6, with the data at the
+// places where the cache of rafsd keeps it once it has been read: a second opinion on
+// both, from code that is not ours and not nydus'.
 func TestErofs(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsTool(t, "losetup", "mount", "umount")
 	needsErofs(t)
-	f := openFixture(t, "v6-none-sha256", "everything")
-	want := mountErofs(t, f)
-	if d := probe.Diff(withoutRoot(want), f.want); d != nil {
-		t.Errorf("EROFS driver and manifest differ: %s", strings.Join(d, "\n"))
-	}
-	v := f.serve(t).machine(t, vm.Options{})
-	got, err := v.Tree(bounded(t), "/")
-	must(t, err)
-	for _, d := range probe.Diff(got, want) {
-		t.Errorf("rafsd and the EROFS driver differ: %s", d)
+	for _, image := range []string{"v6-none-sha256", "v6-zstd-blake3"} {
+		t.Run(image, func(t *testing.T) {
+			f := openFixture(t, image, "everything")
+			cache := t.TempDir()
+			s := serve(t, "--bootstrap", f.bootstrap, "--localfs-dir", f.blobs, "--cache-dir", cache)
+			v := s.machine(t, vm.Options{})
+			got, err := v.Tree(bounded(t), "/")
+			must(t, err)
+			data, err := filepath.Glob(filepath.Join(cache, f.ids[0]+".*.data"))
+			must(t, err)
+			if len(data) != 1 {
+				t.Fatalf("cache has %d files of data for the blob, want 1", len(data))
+			}
+			want := mountErofs(t, f.bootstrap, data[0])
+			for _, d := range probe.Diff(got, want) {
+				t.Errorf("rafsd and the EROFS driver differ: %s", d)
+			}
+			for _, d := range probe.Diff(withoutRoot(want), f.want) {
+				t.Errorf("the EROFS driver and the manifest differ: %s", d)
+			}
+		})
 	}
 }
 
@@ -104,14 +116,14 @@ func needsErofs(t *testing.T) {
 	t.Skip("this kernel has no EROFS driver")
 }
 
-// mountErofs mounts the image with its only blob as a device and reads it all.
-func mountErofs(t *testing.T, f fixture) []probe.Entry {
+// mountErofs mounts metadata with data as its only device and reads it all.
+func mountErofs(t *testing.T, bootstrap, data string) []probe.Entry {
 	t.Helper()
 	dir := t.TempDir()
 	mnt := filepath.Join(dir, "mnt")
 	must(t, os.Mkdir(mnt, 0o755))
-	boot, blob := loop(t, f.bootstrap, dir), loop(t, filepath.Join(f.blobs, f.ids[0]), dir)
-	command(t, "mount", "-t", "erofs", "-o", "ro,device="+blob, boot, mnt)
+	meta, device := loop(t, bootstrap, dir), loop(t, data, dir)
+	command(t, "mount", "-t", "erofs", "-o", "ro,device="+device, meta, mnt)
 	defer command(t, "umount", mnt)
 	got, err := probe.Tree(mnt)
 	must(t, err)

@@ -97,15 +97,11 @@ func layer(t *testing.T, files []file) v1.Layer {
 	return l
 }
 
-// published is an image in a registry in both forms.
+// published is an image in a registry in its RAFS form.
 type published struct {
-	reference string   // of the RAFS form
-	chunks    []string // digests of the blobs that hold file data
-	size      int64    // of those blobs
+	registry.Image
+	reference string
 }
-
-// annotation of the layer with the metadata, by which nydus' own tools know it.
-const bootstrapAnnotation = "containerd.io/snapshot/nydus-bootstrap"
 
 // publish pushes an image and lets rafsd convert it.
 func publish(ctx context.Context, t *testing.T, r *registry.Registry, image v1.Image) published {
@@ -119,23 +115,9 @@ func publish(ctx context.Context, t *testing.T, r *registry.Registry, image v1.I
 	if text, err := exec.CommandContext(ctx, bin, "convert", source, target).CombinedOutput(); err != nil {
 		t.Fatalf("rafsd convert %s %s: %v\n%s", source, target, err, text)
 	}
-	ref, err = name.ParseReference(target)
+	converted, err := registry.Stat(ctx, target)
 	must(t, err)
-	converted, err := remote.Image(ref, remote.WithContext(ctx))
-	must(t, err)
-	manifest, err := converted.Manifest()
-	must(t, err)
-	p := published{reference: target}
-	for _, l := range manifest.Layers {
-		if l.Annotations[bootstrapAnnotation] == "" {
-			p.chunks = append(p.chunks, l.Digest.String())
-			p.size += l.Size
-		}
-	}
-	if len(p.chunks) == 0 || p.size == 0 {
-		t.Fatalf("%s has no layers with file data", target)
-	}
-	return p
+	return published{converted, target}
 }
 
 // unpack applies the layers of an image to a folder with GNU tar, as a second opinion

@@ -91,7 +91,7 @@ func TestTerminateUnderGuest(t *testing.T) {
 		must(t, s.Stop(syscall.SIGTERM, stopTime))
 	})
 	t.Run("waiting", func(t *testing.T) {
-		g := holdBlobs(t, r, p.chunks)
+		g := holdBlobs(t, r, p.Chunks)
 		s := serve(t, p.reference)
 		v := s.machine(t, vm.Options{})
 		_, err := v.Send(report.Request{Op: report.OpRead, Paths: []string{"/data/a"}})
@@ -152,7 +152,7 @@ const monitorTime = 10 * time.Second
 func TestPauseWhileReading(t *testing.T) {
 	r, p, want := small(t)
 	ctx := bounded(t)
-	g := holdBlobs(t, r, p.chunks)
+	g := holdBlobs(t, r, p.Chunks)
 	v := serve(t, p.reference).machine(t, vm.Options{CPUs: 2})
 	read, err := v.Send(report.Request{Op: report.OpRead, Paths: []string{"/data/a"}})
 	must(t, err)
@@ -182,7 +182,7 @@ func TestOneSlowReadDelaysNobody(t *testing.T) {
 	v := serve(t, p.reference).machine(t, vm.Options{})
 	must(t, v.Do(ctx, report.Request{Op: report.OpRead, Paths: []string{"/etc/hosts"}}, nil))
 	must(t, v.Do(ctx, report.Request{Op: report.OpDrop}, nil))
-	g := holdBlobs(t, r, p.chunks)
+	g := holdBlobs(t, r, p.Chunks)
 	slow, err := v.Send(report.Request{Op: report.OpRead, Paths: []string{"/data/a"}})
 	must(t, err)
 	g.await(ctx, t)

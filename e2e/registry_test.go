@@ -32,16 +32,16 @@ func TestRegistryColdThenWarm(t *testing.T) {
 	cold := serve(t, "--cache-dir", cache, p.reference)
 	v := cold.machine(t, vm.Options{Memory: 1024})
 	python(t, v)
-	touched := r.Blobs(p.chunks...)
-	if touched.Bytes == 0 || touched.Bytes >= p.size {
-		t.Errorf("running python fetched %d of %d bytes: want some and not all", touched.Bytes, p.size)
+	touched := r.Blobs(p.Chunks...)
+	if touched.Bytes == 0 || touched.Bytes >= p.ChunkBytes {
+		t.Errorf("running python fetched %d of %d bytes: want some and not all", touched.Bytes, p.ChunkBytes)
 	}
-	t.Logf("python fetched %d of %d bytes in %d requests", touched.Bytes, p.size, touched.Requests)
+	t.Logf("python fetched %d of %d bytes in %d requests", touched.Bytes, p.ChunkBytes, touched.Requests)
 	sameTree(t, v, want)
-	all := r.Blobs(p.chunks...)
+	all := r.Blobs(p.Chunks...)
 	// Everything was read once; what two requests both fetched is waste.
-	if all.Bytes > p.size*11/10 {
-		t.Errorf("reading the tree fetched %d bytes of blobs of %d", all.Bytes, p.size)
+	if all.Bytes > p.ChunkBytes*11/10 {
+		t.Errorf("reading the tree fetched %d bytes of blobs of %d", all.Bytes, p.ChunkBytes)
 	}
 	t.Logf("whole tree: %d requests; peak RSS of the daemon %d KiB", all.Requests, cold.rssPeak(t))
 	must(t, v.PowerOff(ctx))
@@ -50,7 +50,7 @@ func TestRegistryColdThenWarm(t *testing.T) {
 	warm := serve(t, "--cache-dir", cache, p.reference)
 	v = warm.machine(t, vm.Options{Memory: 1024})
 	sameTree(t, v, want)
-	if got := r.Blobs(p.chunks...); got != (registry.Traffic{}) {
+	if got := r.Blobs(p.Chunks...); got != (registry.Traffic{}) {
 		t.Errorf("with a warm cache the registry was asked for chunks: %+v, want nothing", got)
 	}
 	must(t, v.PowerOff(ctx))

@@ -1,0 +1,52 @@
+# `make help` lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 30s
+PKG ?= ./...
+
+# The demonstration reads these from its environment, where no shell quotes them.
+export IMAGE RUN
+
+.PHONY: help build demo test race fuzz lint bench bench-peers clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+build: ## bin/rafsd, one static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/rafsd ./cmd/rafsd
+
+demo: build ## boot a virtual machine from an image that nobody has pulled [IMAGE=... RUN="..." LATENCY=20ms RATE=50]
+	@go run ./e2e/demo -bin bin/rafsd $(if $(LATENCY),-latency $(LATENCY)) $(if $(RATE),-rate $(RATE))
+
+test: ## all tests; ends with what was skipped and why [PKG=./rafs/...]
+	@go build -o bin/summary ./e2e/summary
+	@go test -json -timeout 20m $(PKG) | bin/summary
+
+race: ## all tests but those with virtual machines, with the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
+
+fuzz: ## each fuzz target for FUZZTIME=30s
+	@for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not gofmt'd: $$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+bench: build ## compare with the other daemons that are installed [BENCHFLAGS=...]
+	go run ./e2e/bench -rafsd bin/rafsd $(BENCHFLAGS)
+
+bench-peers: ## install the daemons that bench compares with
+	sh e2e/bench/peers.sh
+
+clean: ## remove what build made; the cache of kernels and images stays
+	rm -rf bin
