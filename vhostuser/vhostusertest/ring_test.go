@@ -366,3 +366,25 @@ func TestLoadPathAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkDriver is what the driver itself costs for each request.
+func BenchmarkDriver(b *testing.B) {
+	r, dev := newTestRing(b, 64, true, true)
+	q := mustRequest(b, r, RequestSize{Args: 64, Reply: 256})
+	dev.event(0x8000) // no kicks, mostly
+	b.ReportAllocs()
+	for b.Loop() {
+		q.Getattr(1)
+		if err := errors.Join(r.Submit(q), r.Publish()); err != nil {
+			b.Fatal(err)
+		}
+		reply(q, 120, 0, q.unique)
+		dev.push(uint32(q.chain[0]), 120)
+		if got, err := r.Reap(); got != q || err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := q.Check(false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
