@@ -158,6 +158,9 @@ func (w *v5Walk) checkDigest(in *v5Inode, index uint64) error {
 }
 
 func (w *v5Walk) checkXattrs(in *v5Inode) error {
+	if in.Flags&v5.InodeXattr == 0 {
+		return nil
+	}
 	var bad error
 	off := in.off + in.XattrOffset()
 	err := w.eachXattr(in, func(name, value []byte) bool {

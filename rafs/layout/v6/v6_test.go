@@ -14,6 +14,8 @@ type record struct {
 	check func(t *testing.T) []byte
 	// short decodes what is too short.
 	short func(b []byte) error
+	// again decodes any bytes; what can be decoded must survive another round.
+	again func(t *testing.T, b []byte)
 }
 
 func of[T comparable](name string, size int, v T, app func(*T, []byte) []byte, dec func([]byte) (T, error)) record {
@@ -30,6 +32,17 @@ func of[T comparable](name string, size int, v T, app func(*T, []byte) []byte, d
 			return b
 		},
 		short: func(b []byte) error { _, err := dec(b); return err },
+		again: func(t *testing.T, b []byte) {
+			first, err := dec(b)
+			if err != nil {
+				return
+			}
+			c := first
+			out := app(&c, nil)
+			if second, err := dec(out); err != nil || second != first {
+				t.Errorf("%s: decoded %+v from %x\nencoded %x\ndecoded %+v, %v", name, first, b, out, second, err)
+			}
+		},
 	}
 }
 
