@@ -38,17 +38,15 @@ func (q *Queue) popGuarded(c *Chain) (ok bool, err error) {
 	if !q.running || q.broken != nil {
 		return false, q.broken
 	}
-	h, ok, err := q.nextHead()
-	if !ok {
+	h, found, err := q.nextHead()
+	if !found {
 		return false, err
 	}
 	c.Head, c.gen = h, q.gen
 	q.snap.Pin()
 	c.snap = q.snap
-	if err := q.walk(c); err != nil {
-		return true, err
-	}
-	return true, nil
+	err = q.walk(c)
+	return true, err // ok is false until here, for a fault
 }
 
 // nextHead takes a parked head or else the next one of the available ring.
@@ -77,6 +75,7 @@ func (q *Queue) nextHead() (h uint16, ok bool, err error) {
 	q.heads[h].counter = q.counter
 	q.heads[h].state.Store(inFlight)
 	q.popped[slot] = h
+	q.entries = min(q.entries+1, q.size)
 	q.lastAvail++
 	return h, true, nil
 }

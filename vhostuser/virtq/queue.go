@@ -57,6 +57,7 @@ type Queue struct {
 	availIdx  uint16   // the last avail.idx seen
 	counter   uint64   // of pops
 	popped    []uint16 // heads by entry of the available ring: our copy
+	entries   int      // how many of popped before lastAvail are valid
 	parked    []uint16 // heads, by counter
 	pieces    [][]byte // scratch of copyTable
 	table     []byte   // scratch of copyTable
@@ -157,7 +158,7 @@ func (q *Queue) takeUpLocked(c Config, used uint16) error {
 // forgetLocked makes all heads idle and begins a new run.
 func (q *Queue) forgetLocked(size int) {
 	q.gen++
-	q.lastAvail, q.usedIdx, q.lost = 0, 0, 0
+	q.lastAvail, q.usedIdx, q.lost, q.entries = 0, 0, 0, 0
 	q.parked, q.batch = q.parked[:0], q.batch[:0]
 	if size != q.size {
 		q.heads, q.popped, q.size = make([]head, size), make([]uint16, size), size
@@ -180,7 +181,7 @@ func (q *Queue) resubmitLocked() error {
 		q.heads[h].counter = q.inflight.counter(h)
 		q.heads[h].state.Store(parked)
 		q.parked = append(q.parked, h)
-		q.popped[int(q.lastAvail)&(q.size-1)] = h
+		// Which entry of the available ring it was is not known any more.
 		q.lastAvail++
 	}
 	return nil
@@ -245,20 +246,25 @@ func (q *Queue) Stop() (base uint16) {
 	q.running = false
 	q.snap.Unpin()
 	q.snap, q.desc, q.avail, q.used = nil, guestmem.Part{}, guestmem.Part{}, guestmem.Part{}
-	for len(q.parked) > 0 {
-		at := q.lastAvail - 1
-		h := q.popped[int(at)&(q.size-1)]
-		if h != q.parked[len(q.parked)-1] {
-			break
+	q.unpopLocked()
+	return q.lastAvail
+}
+
+// unpopLocked makes the newest chains available again, as far as they are parked.
+func (q *Queue) unpopLocked() {
+	for ; len(q.parked) > 0 && q.entries > 0; q.entries-- {
+		last := len(q.parked) - 1
+		h := q.parked[last]
+		if q.popped[int(q.lastAvail-1)&(q.size-1)] != h {
+			return // one that is newer has been answered, or may yet be
 		}
-		q.parked = q.parked[:len(q.parked)-1]
+		q.parked = q.parked[:last]
 		q.heads[h].state.Store(idle)
-		q.lastAvail = at
+		q.lastAvail--
 		if q.inflight != nil {
 			q.inflight.tryUnmark(h)
 		}
 	}
-	return q.lastAvail
 }
 
 // Reset forgets everything, as the driver has. Precondition: the queue is stopped.
