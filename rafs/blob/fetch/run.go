@@ -1,0 +1,258 @@
+package fetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/codec"
+)
+
+// run fetches a batch's range and lands its flights, the wanted ones first.
+func (e *Engine) run(b *batch) {
+	if err := b.ticket.acquire(b.ctx); err != nil {
+		e.landAll(b, b.flights, err)
+		return
+	}
+	defer b.ticket.release(1, int64(b.size))
+	body := e.bufs.get(b.size)
+	defer e.bufs.put(body)
+	err := e.request(b, body, b.start)
+	b.ticket.release(1, 0)
+	if err != nil {
+		for _, f := range b.flights {
+			b.ticket.release(0, int64(f.chunk.UncompressedSize))
+		}
+		e.landAll(b, b.flights, err)
+		return
+	}
+	for _, f := range b.order() {
+		at := f.chunk.CompressedOffset - b.start
+		p, err := e.decode(b, f, body[at:at+uint64(f.chunk.CompressedSize)])
+		if err != nil {
+			b.ticket.release(0, int64(f.chunk.UncompressedSize))
+			e.landAll(b, []*flight{f}, err)
+			continue
+		}
+		e.fill(f, p.data)
+		e.land(f, p, nil)
+		p.drop()
+	}
+}
+
+// order is the flights with those that somebody waits for in front.
+func (b *batch) order() []*flight {
+	rank := make(map[*flight]int, len(b.flights))
+	for _, f := range b.flights {
+		if !f.wanted() {
+			rank[f] = 1
+		}
+	}
+	out := slices.Clone(b.flights)
+	slices.SortStableFunc(out, func(x, y *flight) int { return cmp.Compare(rank[x], rank[y]) })
+	return out
+}
+
+func (e *Engine) landAll(b *batch, flights []*flight, err error) {
+	if c := context.Cause(b.ctx); c != nil && !errors.Is(err, c) {
+		err = fmt.Errorf("%w: %w", c, err)
+	}
+	b.err = cmp.Or(b.err, err)
+	for _, f := range flights {
+		e.land(f, nil, fmt.Errorf("blob %s: chunk %d: %w", f.store.info.ID, f.chunk.Index, err))
+	}
+}
+
+// request reads a range of the blob and counts that.
+func (e *Engine) request(b *batch, body []byte, off uint64) error {
+	start := time.Now()
+	err := b.store.source.ReadRange(b.ctx, body, int64(off))
+	e.stats.request(b.class(), len(body), time.Since(start), err)
+	return err
+}
+
+// decode makes a verified page of a chunk's compressed bytes. If they are not
+// what the image says, they are fetched once more, around anything shared, into
+// the same memory.
+func (e *Engine) decode(b *batch, f *flight, raw []byte) (*page, error) {
+	size := int(f.chunk.UncompressedSize)
+	data := e.bufs.get(size)
+	err := e.verify(b, f, data, raw)
+	if errors.Is(err, blob.ErrDigest) || errors.Is(err, blob.ErrCorrupt) {
+		e.stats.badBackend.Add(1)
+		e.logFailure(f, "backend", err)
+		e.stats.refetches.Add(1)
+		if err = e.refetch(b, f, raw); err == nil {
+			if err = e.verify(b, f, data, raw); err != nil && b.ctx.Err() == nil {
+				e.stats.badBackend.Add(1)
+			}
+		}
+	}
+	if err != nil {
+		e.bufs.put(data)
+		return nil, err
+	}
+	return newPage(data, func(p *page) {
+		e.bufs.put(p.data)
+		b.ticket.release(0, int64(size))
+	}), nil
+}
+
+// refetch holds the batch's memory and asks for a slot only: those who hold slots
+// never wait for memory.
+func (e *Engine) refetch(b *batch, f *flight, raw []byte) error {
+	t := e.net.ticket(demand, 1, 0)
+	if err := t.acquire(b.ctx); err != nil {
+		return err
+	}
+	defer t.release(1, 0)
+	again := &batch{store: b.store, ticket: t, ctx: backend.Fresh(b.ctx)}
+	return e.request(again, raw, f.chunk.CompressedOffset)
+}
+
+// verify decompresses raw into data and checks the digest. Both are private.
+func (e *Engine) verify(b *batch, f *flight, data, raw []byte) error {
+	t := e.cpu.ticket(b.class(), 1, 0)
+	if err := t.acquire(b.ctx); err != nil {
+		return err
+	}
+	defer t.release(1, 0)
+	start := time.Now()
+	how := f.store.info.Compressor
+	if !f.chunk.Compressed {
+		how = blob.CompressorNone
+	}
+	if err := codec.Decode(how, data, raw); err != nil {
+		return err
+	}
+	e.stats.decodeNanos.Add(uint64(time.Since(start)))
+	return e.checkDigest(f, data)
+}
+
+func (b *batch) class() class {
+	b.ticket.gate.mu.Lock()
+	defer b.ticket.gate.mu.Unlock()
+	return b.ticket.class
+}
+
+func (e *Engine) checkDigest(f *flight, data []byte) error {
+	start := time.Now()
+	got := f.store.info.Digester.Sum(data)
+	e.stats.verifyNanos.Add(uint64(time.Since(start)))
+	if got != f.chunk.Digest {
+		return fmt.Errorf("%w: %v of %d bytes is %v, want %v",
+			blob.ErrDigest, f.store.info.Digester, len(data), got, f.chunk.Digest)
+	}
+	return nil
+}
+
+// verifyCached is the first use of a chunk that the cache claims to hold. What
+// fails is dropped there and fetched.
+func (e *Engine) verifyCached(f *flight) {
+	size := int(f.chunk.UncompressedSize)
+	t := e.local.ticket(demand, 1, int64(size))
+	if err := t.acquire(e.ctx); err != nil {
+		e.land(f, nil, err)
+		return
+	}
+	data := e.bufs.get(size)
+	err := e.readCached(f, data)
+	if err == nil {
+		f.store.setReady(f.chunk.Index)
+		p := newPage(data, func(p *page) {
+			e.bufs.put(p.data)
+			t.release(1, int64(size))
+		})
+		e.stats.firstUses.Add(1)
+		e.stats.firstBytes.Add(uint64(size))
+		e.land(f, p, nil)
+		p.drop()
+		return
+	}
+	e.bufs.put(data)
+	t.release(1, int64(size))
+	if e.ctx.Err() != nil {
+		e.land(f, nil, context.Cause(e.ctx))
+		return
+	}
+	if errors.Is(err, blob.ErrDigest) {
+		e.stats.badCache.Add(1)
+		e.logFailure(f, "cache", err)
+	} else {
+		e.stats.cacheErrors.Add(1)
+		e.logs.warn(e.opts.Log, "reading the cache failed", "blob", f.store.info.ID, "chunk", f.chunk.Index, "err", err)
+	}
+	if err := f.store.cache.Drop(&f.chunk); err != nil {
+		e.stats.cacheErrors.Add(1)
+	}
+	e.stats.misses.Add(1)
+	for _, b := range e.plan(f.store, []*flight{f}) {
+		e.launch(b, demand)
+	}
+}
+
+func (e *Engine) readCached(f *flight, data []byte) error {
+	t := e.cpu.ticket(demand, 1, 0)
+	if err := t.acquire(e.ctx); err != nil {
+		return err
+	}
+	defer t.release(1, 0)
+	if _, err := f.store.cache.Preadv([][]byte{data}, int64(f.chunk.UncompressedOffset)); err != nil {
+		return err
+	}
+	return e.checkDigest(f, data)
+}
+
+// restAfter is how long the cache is not filled after an error: a full disk is
+// not asked for each chunk.
+const restAfter = time.Second
+
+func (s *store) resting() bool { return time.Now().UnixNano() < s.noFill.Load() }
+
+// fill puts a verified chunk into the cache, or into memory if that fails.
+func (e *Engine) fill(f *flight, data []byte) {
+	s := f.store
+	if f.foreign {
+		return
+	}
+	if s.fills() && f.chunk.Index < s.count {
+		err := s.cache.Fill(&f.chunk, data)
+		if err == nil {
+			s.setReady(f.chunk.Index)
+			e.stats.fills.Add(1)
+			return
+		}
+		s.noFill.Store(time.Now().Add(restAfter).UnixNano())
+		e.stats.fillErrors.Add(1)
+		e.logs.warn(e.opts.Log, "chunk is not cached", "blob", s.info.ID, "chunk", f.chunk.Index, "err", err)
+	}
+	if f.wanted() {
+		e.recent.put(keyOf(&f.chunk), data)
+	}
+}
+
+// maxFailed bounds the chunks that we remember to have complained about.
+const maxFailed = 1024
+
+// logFailure says once for a chunk that it failed.
+func (e *Engine) logFailure(f *flight, source string, err error) {
+	s := f.store
+	s.mu.Lock()
+	_, told := s.failed[f.chunk.Index]
+	if !told && len(s.failed) < maxFailed {
+		if s.failed == nil {
+			s.failed = map[uint32]struct{}{}
+		}
+		s.failed[f.chunk.Index] = struct{}{}
+	}
+	s.mu.Unlock()
+	if !told {
+		e.logs.warn(e.opts.Log, "chunk failed verification, fetching it again",
+			"blob", s.info.ID, "chunk", f.chunk.Index, "source", source, "err", err)
+	}
+}
