@@ -15,6 +15,7 @@ import (
 // blob remains a function of that layer alone.
 type chunkMap struct {
 	layers []*BlobInfo   // as the refs count them
+	alias  []uint32      // of each layer, the first layer with the same blob
 	same   [][]chunk.Ref // of each chunk of each layer, the first chunk with that digest
 	inUse  [][]bool      // by layer and index
 	used   []chunk.Ref   // those in use, sorted by digest and blob; count in layers
@@ -25,13 +26,22 @@ type chunkMap struct {
 
 func newChunkMap(layers []*BlobInfo) *chunkMap {
 	m := &chunkMap{
-		layers: layers, number: make([]uint32, len(layers)),
+		layers: layers, number: make([]uint32, len(layers)), alias: make([]uint32, len(layers)),
 		same: make([][]chunk.Ref, len(layers)), inUse: make([][]bool, len(layers)),
 	}
 	first := map[blob.Digest]chunk.Ref{}
+	ids := map[string]uint32{}
 	for l, info := range layers {
 		if info == nil {
 			continue
+		}
+		// Layers with the same data have the same blob, whatever their names and
+		// modes are, and an image lists a blob once.
+		m.alias[l] = uint32(l)
+		if older, ok := ids[info.ID]; ok {
+			m.alias[l] = older
+		} else {
+			ids[info.ID] = uint32(l)
 		}
 		m.same[l] = make([]chunk.Ref, len(info.Records))
 		m.inUse[l] = make([]bool, len(info.Records))
@@ -71,7 +81,7 @@ func (m *chunkMap) use(refs []chunk.Ref) (own bool) {
 // choose picks the chunk that stands for a ref of a file.
 func (m *chunkMap) choose(r chunk.Ref, own bool) chunk.Ref {
 	if own {
-		return r
+		return chunk.Ref{Blob: m.alias[r.Blob], Index: r.Index}
 	}
 	return m.same[r.Blob][r.Index]
 }

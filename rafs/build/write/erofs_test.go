@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -205,14 +206,7 @@ func TestLinuxAgrees(t *testing.T) {
 			o := Options{Format: zstdBlake3}
 			o.ChunkSize = tc.chunkSize
 			bootstrap, devices := build(t, o, 2, fixtureTars(t, tc.tars...)...).saveFlat(t)
-
-			args := []string{"--extract"}
-			for _, d := range devices {
-				args = append(args, "--device="+d)
-			}
-			if out, err := exec.Command(fsck, append(args, bootstrap)...).CombinedOutput(); err != nil {
-				t.Errorf("fsck.erofs: %v: %s", err, out)
-			}
+			fsckEROFS(t, fsck, bootstrap, devices)
 			want := manifest(t, tc.tree)
 			delete(want, "/special/sock") // a tar holds no sockets
 			got := observe(t, mountEROFS(t, bootstrap, devices))
@@ -220,5 +214,43 @@ func TestLinuxAgrees(t *testing.T) {
 				t.Errorf("tree differs (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func fsckEROFS(t *testing.T, fsck, bootstrap string, devices []string) {
+	t.Helper()
+	args := []string{"--extract"}
+	for _, d := range devices {
+		args = append(args, "--device="+d)
+	}
+	if out, err := exec.Command(fsck, append(args, bootstrap)...).CombinedOutput(); err != nil {
+		t.Errorf("fsck.erofs: %v: %s", err, out)
+	}
+}
+
+func TestLinuxAgreesOnSizes(t *testing.T) {
+	testenv.NeedsRoot(t)
+	testenv.NeedsTool(t, "losetup", "mount")
+	fsck := testenv.NeedsTool(t, "fsck.erofs")[0]
+	layer, want := aroundABlock(t)
+	bootstrap, devices := build(t, small, 1, layer).saveFlat(t)
+	fsckEROFS(t, fsck, bootstrap, devices)
+	got := map[string]string{}
+	for name, l := range observe(t, mountEROFS(t, bootstrap, devices)) {
+		switch {
+		case l.SHA256 != "":
+			got[name] = fmt.Sprintf("%d %s", l.Size, l.SHA256)
+		case l.Link != "":
+			got[name] = "-> " + l.Link
+		default:
+			got[name] = l.Mode
+		}
+		size, marked := strings.CutPrefix(strings.TrimLeft(filepath.Base(name), "ds"), "x")
+		if n, _ := strconv.Atoi(size); marked && (len(l.Xattrs["trusted.v"]) != 2*n || l.Xattrs["trusted.w"] != "77") {
+			t.Errorf("%s: xattrs of %d and %d hex digits, want %d and 2", name, len(l.Xattrs["trusted.v"]), len(l.Xattrs["trusted.w"]), 2*n)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("tree (-want +got):\n%s", diff)
 	}
 }
