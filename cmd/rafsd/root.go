@@ -20,7 +20,7 @@ import (
 // app is one invocation of the command.
 type app struct {
 	stdout, stderr io.Writer
-	// stderrTTY tells whether stderr is a terminal, which gets progress bars.
+	// stderrTTY tells whether stderr can show progress bars.
 	stderrTTY bool
 	getenv    func(string) string
 
@@ -32,8 +32,15 @@ type app struct {
 func newApp() *app {
 	return &app{
 		stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
-		stderrTTY: term.IsTerminal(int(os.Stderr.Fd())),
+		stderrTTY: drawable(int(os.Stderr.Fd())),
 	}
+}
+
+// drawable reports whether a descriptor is a terminal with room for bars; some
+// that are called terminals have no size.
+func drawable(fd int) bool {
+	width, height, err := term.GetSize(fd)
+	return err == nil && width > 0 && height > 0
 }
 
 const rootLong = `rafsd boots virtual machines from container images that are not there yet.

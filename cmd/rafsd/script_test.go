@@ -3,23 +3,30 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -37,7 +44,9 @@ func TestMain(m *testing.M) {
 //	exits CODE PROGRAM ARGS...   run a program that must end with this code
 //	ocilayout DIR TAG LIST...    make an OCI layout with an image; each list is a layer, $LAYER1 the first one's blob
 //	tarfile FILE LIST            make a tar of a list
-//	registry                     serve an empty registry; $REGISTRY is its address
+//	registry                     serve a registry with one OCI image, demo/oci:v1; $REGISTRY is its address
+//	waitlog FILE PATTERN         wait until a line of a file matches
+//	scrape SOCKET PATH           GET over a unix socket, to stdout
 //	flip FILE OFFSET             change a byte of a file
 //	truncate FILE SIZE           cut a file
 func TestScripts(t *testing.T) {
@@ -53,7 +62,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "ocilayout": ociLayoutCmd, "tarfile": tarFile, "registry": serveRegistry,
-			"flip": flip, "truncate": truncate,
+			"flip": flip, "truncate": truncate, "waitlog": waitLog, "scrape": scrape,
 		},
 	})
 }
@@ -152,6 +161,45 @@ func serveRegistry(ts *testscript.TestScript, _ bool, _ []string) {
 	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	ts.Defer(s.Close)
 	ts.Setenv("REGISTRY", s.Listener.Addr().String())
+	ref, err := name.ParseReference(s.Listener.Addr().String() + "/demo/oci:v1")
+	ts.Check(err)
+	b, err := makeTar("file x y")
+	ts.Check(err)
+	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(b, types.OCIUncompressedLayer))
+	ts.Check(err)
+	ts.Check(remote.Write(ref, img))
+}
+
+// waitLog waits for a program that a script has started. The patience is for
+// machines that do something else meanwhile.
+func waitLog(ts *testscript.TestScript, _ bool, args []string) {
+	pattern := regexp.MustCompile(args[1])
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	var got []byte
+	for patience := time.After(30 * time.Second); ; {
+		got, _ = os.ReadFile(ts.MkAbs(args[0]))
+		if pattern.Match(got) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-patience:
+			ts.Fatalf("%s has no line that matches %q:\n%s", args[0], args[1], got)
+		}
+	}
+}
+
+func scrape(ts *testscript.TestScript, _ bool, args []string) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", ts.MkAbs(args[0]))
+	}}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("http://rafsd" + args[1])
+	ts.Check(err)
+	defer resp.Body.Close()
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }
 
 func flip(ts *testscript.TestScript, _ bool, args []string) {

@@ -110,7 +110,7 @@ func (a *app) runVirtiofs(cmd *cobra.Command, args []string) error {
 		return &usageError{err}
 	}
 	options := daemon.Options{
-		Socket: s.sock, Bootstrap: s.bootstrap, Tag: s.tag, Queues: s.queues,
+		Socket: s.sock, Bootstrap: s.bootstrap, Tag: s.tag, Queues: s.queues, Version: buildInfo().Version,
 	}
 	var reference *imageReference
 	if len(args) == 1 {
