@@ -44,7 +44,7 @@ func survives(t *testing.T, data []byte, what string, args ...any) bool {
 	return true
 }
 
-// Each byte of a small image is damaged in three ways, every few of a larger one.
+// Each byte of a small image is damaged in two ways, every few of a larger one.
 func TestFlippedBytes(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -57,7 +57,7 @@ func TestFlippedBytes(t *testing.T) {
 			opened := 0
 			for i := 0; i < len(data); i += tt.step {
 				was := data[i]
-				for _, mask := range []byte{0x01, 0x80, 0xff} {
+				for _, mask := range []byte{1 << (i % 8), 0xff} {
 					data[i] = was ^ mask
 					if survives(t, data, "byte %#x ^ %#x", i, mask) {
 						opened++
@@ -65,7 +65,7 @@ func TestFlippedBytes(t *testing.T) {
 				}
 				data[i] = was
 			}
-			t.Logf("%d of %d damaged images could be opened", opened, 3*((len(data)+tt.step-1)/tt.step))
+			t.Logf("%d of %d damaged images could be opened", opened, 2*((len(data)+tt.step-1)/tt.step))
 		})
 	}
 }
