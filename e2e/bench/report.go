@@ -16,6 +16,7 @@ import (
 type report struct {
 	Time     time.Time       `json:"time"`
 	CPUs     int             `json:"cpus"`
+	Busy     float64         `json:"load_average"` // of the last minute, before the run
 	Tree     string          `json:"tree"`
 	Entries  int             `json:"entries"`
 	Rounds   int             `json:"rounds"`
@@ -60,6 +61,9 @@ func newReport(o *options, img *image, found []server) *report {
 	r := &report{
 		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Tree: img.tree, Rounds: o.rounds,
 		Duration: o.duration.String(), Layout: int(o.layout), EventIdx: !o.noEventIdx,
+	}
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		_, _ = fmt.Sscan(string(b), &r.Busy)
 	}
 	for _, s := range found {
 		r.Servers = append(r.Servers, &serverReport{Name: s.name, Program: s.program, Peer: s.peer})
@@ -124,7 +128,11 @@ func (r *report) writeJSON(name string) error {
 }
 
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%d entries; %d rounds of %s; %d CPUs shared with the load generator; medians\n\n", r.Entries, r.Rounds, r.Duration, r.CPUs)
+	fmt.Fprintf(w, "%d entries; %d rounds of %s; %d CPUs shared with the load generator; medians\n", r.Entries, r.Rounds, r.Duration, r.CPUs)
+	if r.Busy > float64(r.CPUs)/2 {
+		fmt.Fprintf(w, "the machine was busy before the run (load average %.1f): trust the ratios only, and not far\n", r.Busy)
+	}
+	fmt.Fprintln(w)
 	r.printRows(w)
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "most memory, MB\tRSS\tPSS\tanonymous\tpeak RSS with guest memory\trestarts")
