@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"context"
-	"errors"
 	"log/slog"
 	"net"
 
@@ -44,11 +42,10 @@ type Options struct {
 	// Metrics is where Prometheus metrics are served: unix:///PATH or a loopback
 	// HOST:PORT; empty for nowhere.
 	Metrics string
+	// Version is shown in the metrics.
+	Version string
 	// Log receives every message of the daemon.
 	Log *slog.Logger
 	// Ready, when not nil, is called once, when a VMM can connect.
 	Ready func()
 }
-
-// Run serves until ctx ends. It is replaced by the composition of the daemon.
-func Run(context.Context, Options) error { return errors.New("daemon: not composed yet") }

@@ -41,7 +41,7 @@ func TestErrno(t *testing.T) {
 }
 
 func TestMadeUpNodesAreStale(t *testing.T) {
-	f := openFixture(t, "v6-none-sha256")
+	f := anyFS(t)
 	stale := fuse.Status(syscall.ESTALE)
 	for _, node := range []uint64{0, 2, 1 << 31, 1 << 32, 1<<63 - 1, 1 << 63, ^uint64(0)} {
 		h := fuse.InHeader{NodeId: node}
@@ -67,7 +67,7 @@ func TestMadeUpNodesAreStale(t *testing.T) {
 }
 
 func TestAbsenceIsCached(t *testing.T) {
-	f := openFixture(t, "v6-none-sha256")
+	f := anyFS(t)
 	var out fuse.EntryOut
 	s := f.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}, "no such name", &out)
 	if s != fuse.OK || out.NodeId != 0 || out.EntryTimeout() != Valid {
@@ -76,7 +76,7 @@ func TestAbsenceIsCached(t *testing.T) {
 }
 
 func TestABufferTooSmallIsNoEndOfFolder(t *testing.T) {
-	f := openFixture(t, "v6-none-sha256")
+	f := anyFS(t)
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}}
 	if s := f.ReadDir(nil, in, fuse.NewDirEntryList(make([]byte, 8), 0)); s != fuse.EINVAL {
 		t.Errorf("readdir into 8 bytes: %v, want EINVAL", s)
@@ -87,7 +87,7 @@ func TestABufferTooSmallIsNoEndOfFolder(t *testing.T) {
 }
 
 func TestChangesAreRefused(t *testing.T) {
-	f := openFixture(t, "v6-none-sha256")
+	f := anyFS(t)
 	h := &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}
 	_, written := f.Write(nil, &fuse.WriteIn{}, []byte("x"))
 	for op, s := range map[string]fuse.Status{
@@ -113,7 +113,7 @@ func (*failing) Read(context.Context, []blob.Segment, [][]byte) (int, error) {
 }
 
 func TestFailuresAreCountedAndLoggedOnce(t *testing.T) {
-	f := openFixture(t, "v6-none-sha256")
+	f := anyFS(t)
 	var logged bytes.Buffer
 	f = New(f.image, &failing{}, Options{Log: slog.New(slog.NewTextHandler(&logged, nil))})
 	node := firstFile(t, f, fuse.FUSE_ROOT_ID)

@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/rafsd/rafsd/daemon/config"
+	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/image"
+)
+
+// openImage opens the bootstrap that the options name, or fetches the one that the
+// reference means.
+func openImage(ctx context.Context, o *Options) (*image.Image, error) {
+	if o.Reference == "" {
+		return image.Open(o.Bootstrap, image.Options{})
+	}
+	dir, done, err := bootstrapDir(o)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	opts, err := pullOptions(&o.Config.Backend.Registry)
+	if err != nil {
+		return nil, err
+	}
+	a, err := artifact.Pull(ctx, o.Reference, opts, dir)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", o.Reference, err)
+	}
+	o.Log.Info("image found", "image", o.Reference, "digest", a.Digest.String(), "blobs", len(a.BlobIDs))
+	return image.Open(a.BootstrapPath, image.Options{SHA256: &a.BootstrapSHA256})
+}
+
+// bootstrapDir is where fetched bootstraps are kept: in the cache folder, or for as
+// long as it takes to open one.
+func bootstrapDir(o *Options) (dir string, done func(), err error) {
+	if o.CacheDir != "" {
+		dir = filepath.Join(o.CacheDir, "bootstraps")
+		if err := os.MkdirAll(dir, 0o700); err == nil {
+			return dir, func() {}, nil
+		}
+	}
+	dir, err = os.MkdirTemp("", "rafsd-bootstrap-")
+	if err != nil {
+		return "", nil, fmt.Errorf("a folder for the bootstrap: %w", err)
+	}
+	return dir, func() { _ = os.RemoveAll(dir) }, nil
+}
+
+func pullOptions(r *config.Registry) (artifact.Options, error) {
+	opts := artifact.Options{PlainHTTP: r.Scheme == "http", UserAgent: "rafsd"}
+	if auth := r.Auth.Reveal(); auth != "" {
+		keychain, err := basic(r.Host, auth)
+		if err != nil {
+			return opts, err
+		}
+		opts.Keychain = keychain
+	} else if token := r.Token.Reveal(); token != "" {
+		opts.Keychain = oneHost{r.Host, authn.FromConfig(authn.AuthConfig{RegistryToken: token})}
+	}
+	if len(r.HTTP.CACertFiles) == 0 {
+		return opts, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	for _, path := range r.HTTP.CACertFiles {
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return opts, fmt.Errorf("certificate authority: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return opts, fmt.Errorf("certificate authority %s: no certificate in PEM form", path)
+		}
+	}
+	opts.RootCAs = pool
+	return opts, nil
+}
+
+// oneHost gives credentials to one registry and to nobody else.
+type oneHost struct {
+	host string
+	auth authn.Authenticator
+}
+
+func (k oneHost) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	if r.RegistryStr() == k.host {
+		return k.auth, nil
+	}
+	return authn.Anonymous, nil
+}
+
+func basic(host, encoded string) (authn.Keychain, error) {
+	text, err := base64.StdEncoding.DecodeString(encoded)
+	user, password, ok := strings.Cut(string(text), ":")
+	if err != nil || !ok {
+		return nil, fmt.Errorf("registry auth for %s: want base64 of USER:PASSWORD", host)
+	}
+	return oneHost{host, &authn.Basic{Username: user, Password: password}}, nil
+}
+
+// configSpace is struct virtio_fs_config (VIRTIO 1.2 §5.11.4), for front-ends that
+// ask the back-end for it; empty if no tag was given.
+func configSpace(o *Options) []byte {
+	if o.Tag == "" {
+		return nil
+	}
+	space := make([]byte, 40)
+	copy(space[:36], o.Tag)
+	binary.LittleEndian.PutUint32(space[36:], uint32(o.Queues))
+	return space
+}
