@@ -26,8 +26,8 @@ const inspectLong = `Show what an image consists of: format, blobs, sizes, what 
 save, the largest folders, the prefetch list.
 
 The image is a bootstrap file, an OCI layout (oci:FOLDER[:TAG]), or a reference to an image in a
-registry, of which manifest and bootstrap are fetched and verified. An image that breaks a rule of its format is refused, with
-the offset and the reason; blobs are not read.`
+registry, of which manifest and bootstrap are fetched and verified. An image that breaks a rule
+of its format is refused, with the offset and the reason; blobs are not read.`
 
 func (a *app) inspect() *cobra.Command {
 	f := &inspectFlags{}
