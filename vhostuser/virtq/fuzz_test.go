@@ -10,8 +10,6 @@ type program struct {
 	*driver
 	b       []byte
 	held    []*Chain
-	popped  int // since the last reset
-	pushed  int
 	pending int
 }
 
