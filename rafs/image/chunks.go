@@ -16,8 +16,10 @@ const recordUnit = 8
 
 // Offsets of fields in a layout.ChunkRecord that are read alone.
 const (
-	recordBlobAt  = 32
-	recordIndexAt = 72
+	recordBlobAt   = 32
+	recordFlagsAt  = 36
+	recordOffsetAt = 48
+	recordIndexAt  = 72
 )
 
 // chunkTable finds chunk records by blob and number. In v6 they are the chunk
@@ -113,49 +115,80 @@ func inside(off uint64, size uint32, total, limit uint64) bool {
 	return off <= total && uint64(size) <= total-off
 }
 
-// order sorts the records of one blob by chunk number, drops repetitions and
-// refuses those that contradict.
+// order brings the records of one blob into the order of their keys, one a key,
+// and refuses chunks that share bytes of the uncompressed space: in a cache file
+// they would overwrite each other.
 func (t *chunkTable) order(blobIndex int) error {
-	places := t.records[blobIndex]
-	key := func(p uint32) uint64 {
-		if t.renumbered {
-			r := t.record(p)
-			return r.CompressedOffset
-		}
-		return uint64(t.field(p, recordIndexAt))
+	places, err := t.distinct(blobIndex)
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(places, func(a, b uint32) int {
-		return cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a, b))
-	})
+	end := uint64(0)
+	for _, p := range places {
+		r := t.record(p)
+		if r.UncompressedOffset < end {
+			return corrupt(uint64(p)*recordUnit, "chunk %d of blob %d at %#x begins inside the chunk before it", r.Index, blobIndex, r.UncompressedOffset)
+		}
+		end = r.UncompressedOffset + uint64(r.UncompressedSize)
+	}
+	t.records[blobIndex] = slices.Clip(places)
+	return nil
+}
+
+// key is what the chunks of a blob are ordered by.
+func (t *chunkTable) key(place uint32) uint64 {
+	if t.renumbered {
+		return binary.LittleEndian.Uint64(t.data[uint64(place)*recordUnit+recordOffsetAt:])
+	}
+	return uint64(t.field(place, recordIndexAt))
+}
+
+// sparse is how many times more chunks than records a blob must have before its
+// records are sorted rather than put into a slot each.
+const sparse = 4
+
+// distinct returns the places of a blob's records by ascending key, one a key.
+func (t *chunkTable) distinct(blobIndex int) ([]uint32, error) {
+	places := t.records[blobIndex]
+	count := t.blobs[blobIndex].ChunkCount
+	if !t.renumbered && uint64(count) <= sparse*uint64(len(places)) {
+		slots := make([]uint32, count) // no record is at place 0
+		for _, p := range places {
+			slot := &slots[t.key(p)]
+			if *slot != 0 {
+				if err := t.same(*slot, p); err != nil {
+					return nil, err
+				}
+			}
+			*slot = p
+		}
+		return slices.DeleteFunc(slots, func(p uint32) bool { return p == 0 }), nil
+	}
+	slices.SortFunc(places, func(a, b uint32) int { return cmp.Compare(t.key(a), t.key(b)) })
 	kept := places[:0]
 	for _, p := range places {
-		off := uint64(p) * recordUnit
-		if len(kept) == 0 {
-			kept = append(kept, p)
-			continue
-		}
-		last := t.record(kept[len(kept)-1])
-		r := t.record(p)
-		if key(p) == key(kept[len(kept)-1]) {
-			// Where a file has the chunk is not a property of the chunk. Nor is its
-			// number where there are none.
-			r.FileOffset, last.FileOffset = 0, 0
-			if t.renumbered {
-				r.Index, last.Index = 0, 0
-			}
-			if r != last {
-				return corrupt(off, "chunk %d of blob %d contradicts another record of it", r.Index, blobIndex)
+		if n := len(kept); n > 0 && t.key(kept[n-1]) == t.key(p) {
+			if err := t.same(kept[n-1], p); err != nil {
+				return nil, err
 			}
 			continue
-		}
-		// Chunks that share bytes of the uncompressed space would overwrite each
-		// other in a cache file.
-		if r.UncompressedOffset < last.UncompressedOffset+uint64(last.UncompressedSize) {
-			return corrupt(off, "chunk %d of blob %d at %#x begins inside the chunk before it", r.Index, blobIndex, r.UncompressedOffset)
 		}
 		kept = append(kept, p)
 	}
-	t.records[blobIndex] = slices.Clip(kept)
+	return kept, nil
+}
+
+// same refuses two records of one chunk that contradict. Where a file has the
+// chunk is not a property of the chunk, nor is its number where there are none.
+func (t *chunkTable) same(a, b uint32) error {
+	x, y := t.record(a), t.record(b)
+	x.FileOffset, y.FileOffset = 0, 0
+	if t.renumbered {
+		x.Index, y.Index = 0, 0
+	}
+	if x != y {
+		return corrupt(uint64(b)*recordUnit, "chunk %d of blob %d contradicts the record at %#x", y.Index, y.BlobIndex, uint64(a)*recordUnit)
+	}
 	return nil
 }
 
@@ -196,10 +229,17 @@ func (t *chunkTable) number(r *layout.ChunkRecord) uint32 {
 	if !t.renumbered {
 		return r.Index
 	}
-	places := t.records[r.BlobIndex]
-	return uint32(sort.Search(len(places), func(i int) bool {
-		return binary.LittleEndian.Uint64(t.data[uint64(places[i])*recordUnit+48:]) >= r.CompressedOffset
-	}))
+	return uint32(t.search(r.BlobIndex, r.CompressedOffset))
+}
+
+// position is where in t.records[its blob] the chunk of a record is.
+func (t *chunkTable) position(place uint32) uint64 {
+	return uint64(t.search(t.field(place, recordBlobAt), t.key(place)))
+}
+
+func (t *chunkTable) search(blobIndex uint32, key uint64) int {
+	places := t.records[blobIndex]
+	return sort.Search(len(places), func(i int) bool { return t.key(places[i]) >= key })
 }
 
 // decode sets c to the chunk of a record that has been checked.

@@ -22,6 +22,7 @@ type v5Walk struct {
 	budget budget
 	seen   bitset // positions of the inode table
 	digest hash.Hash
+	sum    [32]byte // of digest, here so that it need not be allocated
 	// folders are checked themselves, their children not yet.
 	folders []uint64
 	// links are hard links other than the first, which must be there too.
@@ -149,10 +150,9 @@ func (w *v5Walk) checkType(in *v5Inode, index uint64) error {
 // checkDigest holds the digest of an inode against what was written to w.digest:
 // the target of a link, the digests of chunks or of children.
 func (w *v5Walk) checkDigest(in *v5Inode, index uint64) error {
-	var sum [32]byte
-	w.digest.Sum(sum[:0])
-	if sum != in.Digest {
-		return corrupt(in.off, "inode %d has digest %x, content %x", index, in.Digest, sum)
+	w.digest.Sum(w.sum[:0])
+	if w.sum != in.Digest {
+		return corrupt(in.off, "inode %d has digest %x, content %x", index, in.Digest, w.sum)
 	}
 	return nil
 }
