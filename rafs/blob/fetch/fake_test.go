@@ -34,6 +34,7 @@ func (im *image) Chunk(b, i uint32) (blob.Chunk, bool) {
 }
 
 // newImage makes a blob of chunks of these sizes, every third one incompressible.
+// Under testing/synctest no zstd: its coders keep channels from bubble to bubble.
 func newImage(t testing.TB, c blob.Compressor, d blob.Digester, sizes ...int) *image {
 	t.Helper()
 	r := rand.New(rand.NewPCG(uint64(len(sizes)), uint64(c)))
