@@ -16,6 +16,12 @@ import (
 // v5Walk checks every record that the root leads to, once. Records of children
 // come behind that of their folder in the inode table, which is what keeps
 // folders from forming a cycle.
+//
+// The digest of every inode is recomputed: of a link over its target, of a file
+// over the digests of its chunks, of a folder over those of its children. That
+// takes about a tenth of the time of opening (0.5 ms for 10,000 inodes) and ties
+// all chunk digests to the root's. Names and attributes have no digest in v5:
+// they are as good as that of the whole bootstrap, which Options.SHA256 checks.
 type v5Walk struct {
 	*v5Tree
 	im     *Image

@@ -4,8 +4,8 @@
 //
 // The layout packages turn bytes into structs and back, little-endian, one
 // struct at a time. They check lengths and nothing else: whether a number makes
-// sense is for rafs/image to say. They do no I/O, keep no references to the bytes
-// they decode, and never allocate in a decoder except for a string.
+// sense is for rafs/image to say. They do no I/O, and a decoded struct keeps no
+// reference to the bytes it came from.
 package layout
 
 import "strings"
