@@ -51,7 +51,10 @@ func TestSecondRunSendsNoBlob(t *testing.T) {
 // remains in the work folder, and the next run succeeds.
 func TestNoHalfImage(t *testing.T) {
 	testenv.LeakCheck(t)
-	tars := fixtureTars(t, layerTars...)
+	var tars [][]byte
+	for _, name := range []string{"a", "b", "c"} {
+		tars = append(tars, tarOf(t, entry{Header: tar.Header{Name: name}, data: strings.Repeat(name, 5000)}))
+	}
 	for _, where := range []struct{ method, part string }{
 		{http.MethodPost, "/blobs/uploads"}, {http.MethodPatch, "/blobs/uploads"}, {http.MethodPut, "/blobs/uploads"}, {http.MethodPut, "/manifests/"},
 	} {
