@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"strings"
 
@@ -22,7 +21,7 @@ func (d *parts) prefetch(ctx context.Context, o *Options) {
 	if len(o.PrefetchFiles) > 0 {
 		nodes = d.resolve(o)
 	}
-	err := d.engine.Prefetch(ctx, fileChunks(d.image, nodes))
+	err := d.engine.Prefetch(ctx, d.image.Chunks(nodes))
 	if err == nil && p.All {
 		err = d.engine.Prefetch(ctx, allChunks(d.image))
 	}
@@ -60,49 +59,6 @@ func lookup(im *image.Image, path string) (node uint64, err error) {
 		}
 	}
 	return node, nil
-}
-
-// fileChunks yields the chunks of files, and of all files below folders.
-func fileChunks(im *image.Image, nodes []uint64) iter.Seq[blob.Chunk] {
-	return func(yield func(blob.Chunk) bool) {
-		for _, node := range nodes {
-			if !walkChunks(im, node, yield) {
-				return
-			}
-		}
-	}
-}
-
-// walkChunks reports whether yield wants more. An image has no cycles.
-func walkChunks(im *image.Image, node uint64, yield func(blob.Chunk) bool) bool {
-	more := true
-	err := im.ReadDir(node, 0, func(d image.Dirent) bool {
-		if name := string(d.Name); name != "." && name != ".." {
-			more = walkChunks(im, d.Node, yield)
-		}
-		return more
-	})
-	if !errors.Is(err, image.ErrNotDir) {
-		return more
-	}
-	return yieldFile(im, node, yield)
-}
-
-func yieldFile(im *image.Image, node uint64, yield func(blob.Chunk) bool) bool {
-	const window = 16 << 20
-	var segs []blob.Segment
-	for off := uint64(0); ; off += window {
-		var err error
-		segs, err = im.Segments(segs[:0], node, off, window)
-		if err != nil || len(segs) == 0 {
-			return true
-		}
-		for i := range segs {
-			if segs[i].Chunk.Blob != nil && !yield(segs[i].Chunk) {
-				return false
-			}
-		}
-	}
 }
 
 // allChunks yields every chunk of every blob in the blob's order.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/rafsd/rafsd/daemon/config"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
@@ -55,10 +56,19 @@ func registryOptions(r *config.Registry, connections int) registry.Options {
 		RedirectHost:     r.BlobRedirectedHost,
 		CAFiles:          r.HTTP.CACertFiles,
 		SkipVerify:       r.HTTP.SkipVerify,
-		ConnectTimeout:   r.HTTP.ConnectTimeout,
-		FirstByteTimeout: r.HTTP.Timeout,
+		ConnectTimeout:   bound(r.HTTP.ConnectTimeout),
+		FirstByteTimeout: bound(r.HTTP.Timeout),
 		Connections:      connections,
 	}
+}
+
+// bound maps nydusd's 0, which means no bound, to one that no sane source reaches:
+// here 0 means the default.
+func bound(d time.Duration) time.Duration {
+	if d == 0 {
+		return 10 * time.Minute
+	}
+	return d
 }
 
 // defaultRetries is nydusd's fixed number of tries after the first

@@ -22,8 +22,8 @@ const (
 	tag = "image"
 	// stopTime is how long rafsd may take to end after SIGTERM, whatever it does.
 	stopTime = 3 * time.Second
-	// testTime bounds each test.
-	testTime = 3 * time.Minute
+	// testTime bounds each test and each machine.
+	testTime = 10 * time.Minute
 )
 
 // scratch holds what all tests of this run share: the binary, the initrd.
@@ -126,6 +126,9 @@ func (s *server) machine(t *testing.T, o vm.Options) *vm.VM {
 	}
 	if o.Config.Tag == "" {
 		o.Config = report.Config{Tag: tag}
+	}
+	if o.Life == 0 {
+		o.Life = testTime
 	}
 	ctx := bounded(t)
 	v, err := vm.Start(ctx, o)

@@ -29,7 +29,9 @@ type control struct {
 	enabled bool
 	working bool          // launched and not halted since
 	kick    *eventFD      // of a started ring; nil: poll
-	done    chan struct{} // closed when the last worker has ended; nil: there was none
+	done    chan struct{} // closed when the last worker has ended; nil: there is none
+
+	abandoned int // chains that the device did not give back in time
 }
 
 // errState is wrapped by refusals of a message that comes at the wrong time.
@@ -103,6 +105,7 @@ func (r *Ring) launch(ctx context.Context, dev Device) {
 		return
 	}
 	r.control.working = true
+	r.control.abandoned = min(r.control.abandoned, r.queue.Outstanding())
 	run, cancel := context.WithCancel(ctx)
 	r.cancel = cancel
 	before, done := r.control.done, make(chan struct{})
@@ -167,20 +170,35 @@ func (r *Ring) halt() {
 }
 
 // await waits until the worker of a halted ring has ended and no chain is with the
-// device; what it completed is flushed. It reports false if ctx ends before.
+// device; what it completed is flushed. It reports false if ctx ends before. What
+// the device has not given back by then is not waited for again.
 func (r *Ring) await(ctx context.Context) bool {
-	done := r.control.done
-	for done != nil || r.queue.Outstanding() > 0 {
+	for !r.atRest() {
 		select {
-		case <-done:
-			done = nil
+		case <-r.control.done:
 		case <-r.idle:
 		case <-ctx.Done():
+			if r.atRest() {
+				break
+			}
+			r.control.abandoned = r.queue.Outstanding()
+			r.Flush()
 			return false
 		}
 	}
 	r.Flush()
 	return true
+}
+
+// atRest reports whether await has nothing to wait for. It forgets a worker that
+// has ended.
+func (r *Ring) atRest() bool {
+	select {
+	case <-r.control.done:
+		r.control.done = nil
+	default:
+	}
+	return r.control.done == nil && r.queue.Outstanding() <= r.control.abandoned
 }
 
 // stop ends the run of a halted ring and drops its kick and call descriptors. It

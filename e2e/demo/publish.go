@@ -69,7 +69,11 @@ func publish(ctx context.Context, r *registry.Registry, binary, source string) (
 // local makes an image from the distribution's packages.
 func local(ctx context.Context) (v1.Image, error) {
 	done := step("root file system")
-	image, err := rootfs.Image(ctx, rootfs.Options{Packages: []string{"python3"}})
+	suite, err := rootfs.HostSuite()
+	if err != nil {
+		return nil, err
+	}
+	image, err := rootfs.Image(ctx, rootfs.Options{Suite: suite, Packages: []string{"python3"}})
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +81,7 @@ func local(ctx context.Context) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	done("minimal Debian or Ubuntu with Python, an OCI image of %s", bytesText(size))
+	done("packages of %s, essential ones and Python: an OCI image of %s", suite, bytesText(size))
 	return image, nil
 }
 

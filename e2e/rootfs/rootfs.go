@@ -40,7 +40,7 @@ type Options struct {
 // the cache keeps it.
 func Image(ctx context.Context, o Options) (v1.Image, error) {
 	if o.Suite == "" {
-		suite, err := hostSuite("/etc/os-release")
+		suite, err := HostSuite()
 		if err != nil {
 			return nil, err
 		}
@@ -149,6 +149,9 @@ func compress(to, from string) error {
 	_, err = io.Copy(z, in)
 	return errors.Join(err, z.Close(), out.Close())
 }
+
+// HostSuite returns the release of the distribution that this machine runs.
+func HostSuite() (string, error) { return hostSuite("/etc/os-release") }
 
 // hostSuite reads the release's name from os-release.
 func hostSuite(path string) (string, error) {

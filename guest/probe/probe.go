@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -130,6 +131,13 @@ func readNames(full string) ([]string, error) {
 	return names, nil
 }
 
+// buffers are reused: in an emulated machine a fresh one costs more than what most
+// files take to read.
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 128<<10)
+	return &b
+}}
+
 // directBlock is a multiple of every device's and file system's block size.
 const directBlock = 1 << 20
 
@@ -137,7 +145,9 @@ const directBlock = 1 << 20
 // their SHA-256. With direct, the reads go past the page cache.
 func Hash(full string, direct bool) (int64, string, error) {
 	flags := unix.O_RDONLY | unix.O_CLOEXEC
-	buf := make([]byte, 128<<10)
+	pooled := buffers.Get().(*[]byte)
+	defer buffers.Put(pooled)
+	buf := *pooled
 	if direct {
 		flags |= unix.O_DIRECT
 		mem, err := unix.Mmap(-1, 0, directBlock, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/rafsd/rafsd/rafs/image"
+	"github.com/rafsd/rafsd/rafs/layout"
 )
 
 // maxViolations is how many violations are listed before they are only counted.
@@ -116,11 +117,14 @@ func (c *checker) tree() error {
 			c.fail(c.first[node], "link count %d, has %d names", links, names)
 		}
 	}
-	if c.im.HasXattrs() && !c.xattrs {
+	if c.flagged() && !c.xattrs {
 		c.fail("superblock", "says that there are xattrs, there are none")
 	}
 	return nil
 }
+
+// flagged tells whether the superblock says that there are xattrs.
+func (c *checker) flagged() bool { return c.im.Super().Flags&layout.FlagHasXattr != 0 }
 
 func (c *checker) folder(node uint64, dir string) error {
 	if err := c.ctx.Err(); err != nil {
@@ -191,7 +195,7 @@ func (c *checker) attributes(node uint64, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: xattrs: %w", name, err)
 	}
-	if c.xattrs && !c.im.HasXattrs() {
+	if c.xattrs && !c.flagged() {
 		c.fail(name, "has xattrs, the superblock says that nothing has")
 	}
 	return nil

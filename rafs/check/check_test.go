@@ -2,17 +2,175 @@ package check
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/rafsd/rafsd/rafs/layout"
+	"github.com/rafsd/rafsd/rafs/layout/v6"
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
 func TestNydusImagesAreRight(t *testing.T) {
-	for _, c := range rafstest.Nydus(t) {
-		t.Run(c.Name, func(t *testing.T) {
-			if err := Image(context.Background(), c.Bootstrap); err != nil {
-				t.Error(err)
+	for _, cases := range [][]rafstest.Case{rafstest.Core(t), rafstest.Nydus(t)} {
+		for _, c := range cases {
+			t.Run(c.Name, func(t *testing.T) {
+				if err := Image(context.Background(), c.Bootstrap); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// wantViolation looks for exactly one violation that begins like this.
+func wantViolation(t *testing.T, err error, want string) {
+	t.Helper()
+	var found *Error
+	if !errors.As(err, &found) {
+		t.Fatalf("got %v, want violations", err)
+	}
+	n := 0
+	for _, v := range found.Violations {
+		if strings.Contains(v.String(), want) {
+			n++
+		}
+	}
+	if n == 0 {
+		t.Errorf("got %v, want %q in it", err, want)
+	}
+}
+
+// damage is the bytes of a v6 bootstrap and where its parts are.
+type damage struct {
+	data                       []byte
+	root, blobs, chunks, slots int // offsets
+}
+
+func (d *damage) add32(at int, n uint32) {
+	binary.LittleEndian.PutUint32(d.data[at:], binary.LittleEndian.Uint32(d.data[at:])+n)
+}
+
+func open(t *testing.T, name string) *damage {
+	t.Helper()
+	for _, c := range rafstest.Core(t) {
+		if c.Name != name {
+			continue
+		}
+		data, err := os.ReadFile(c.Bootstrap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		super, err := v6.DecodeSuper(data[v6.SuperOffset:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		ext, err := v6.DecodeExtSuper(data[v6.ExtSuperOffset:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &damage{
+			data: data, slots: v6.DevicesOffset,
+			root:  int(super.MetaBlkAddr)*v6.BlockSize + int(super.RootNID)*v6.NIDUnit,
+			blobs: int(ext.BlobTableOffset), chunks: int(ext.ChunkTableOffset),
+		}
+	}
+	t.Fatalf("no image %q", name)
+	return nil
+}
+
+func TestViolations(t *testing.T) {
+	const record = layout.ChunkRecordSize
+	for _, tc := range []struct {
+		name, image, want string
+		change            func(d *damage)
+	}{
+		{"magic", "v6-layers", "bootstrap: ", func(d *damage) { d.data[v6.SuperOffset]++ }},
+		{"length", "v6-layers", "bootstrap: 20481 bytes", func(d *damage) { d.data = append(d.data, 0) }},
+		{"links of a folder", "v6-layers", "/: link count", func(d *damage) { d.add32(d.root+44, 1) }},
+		{"inode count", "v6-layers", "superblock: counts 3 inodes", func(d *damage) { d.data[v6.SuperOffset+16] = 3 }},
+		{"block count", "v6-layers", "superblock: counts 992 blocks", func(d *damage) { d.add32(v6.SuperOffset+36, 1) }},
+		{"blocks of a device", "v6-layers", "blob 1: device has 293 blocks", func(d *damage) { d.add32(d.slots+v6.DeviceSlotSize+64, 1) }},
+		{"flattened places", "v6-layers", "blob 1: flattened at block 0", func(d *damage) { copy(d.data[d.slots+v6.DeviceSlotSize+68:], "\x00\x00\x00\x00") }},
+		{"digest section", "v6-layers", "blob 0: has no digest section", func(d *damage) { d.data[v6.ExtSuperOffset+1] |= 1 }},
+		{"xattrs where there are none", "v6-layers", "superblock: says that there are xattrs", func(d *damage) { d.data[v6.ExtSuperOffset] |= 0x20 }},
+		{"no xattrs where there are some", "v6-zstd-blake3", "has xattrs, the superblock says", func(d *damage) { d.data[v6.ExtSuperOffset] &^= 0x20 }},
+		{"chunk information of another size", "v6-layers", "blob 2: chunk information of 65 bytes for 4 chunks", func(d *damage) { d.add32(d.blobs+2*v6.BlobEntrySize+128, 1) }},
+		{"chunk information that grew", "v6-layers", "blob 2: chunk information of 64 bytes takes 1085", func(d *damage) { d.add32(d.blobs+2*v6.BlobEntrySize+120, 1024) }},
+		{"chunk information beyond the blob", "v6-layers", "blob 2: chunk information ends beyond", func(d *damage) { d.add32(d.blobs+2*v6.BlobEntrySize+112, 1<<20) }},
+		{"order of records", "v6-layers", "chunk record 1 at", func(d *damage) {
+			a, b := d.data[d.chunks:][:record], d.data[d.chunks+record:][:record]
+			old := string(a)
+			copy(a, b)
+			copy(b, old)
+		}},
+		{"digest twice in a blob", "v6-zstd-blake3", "chunk record 1 at", func(d *damage) { copy(d.data[d.chunks+record:][:32], d.data[d.chunks:][:32]) }},
+		{"chunks at one place of the blob", "v6-zstd-blake3", "overlap at 0x0 of the blob", func(d *damage) {
+			for at := d.chunks; at+record <= len(d.data); at += record {
+				if binary.LittleEndian.Uint32(d.data[at+72:]) == 1 { // the second chunk of the blob
+					copy(d.data[at+48:at+56], make([]byte, 8))
+					return
+				}
 			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := open(t, tc.image)
+			tc.change(d)
+			file := filepath.Join(t.TempDir(), "image.boot")
+			if err := os.WriteFile(file, d.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			wantViolation(t, Image(context.Background(), file), tc.want)
 		})
 	}
+}
+
+func TestErrorsThatAreNoViolations(t *testing.T) {
+	if err := Image(context.Background(), filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: got %v, want %v", err, fs.ErrNotExist)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := Image(ctx, rafstest.Core(t)[0].Bootstrap); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: got %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestErrorListsSoMany(t *testing.T) {
+	c := &checker{}
+	for range maxViolations + 5 {
+		c.fail("here", "wrong")
+	}
+	if got := c.found.Error(); len(c.found.Violations) != maxViolations || !strings.HasPrefix(got, "1005 violations: here: wrong; ") || !strings.HasSuffix(got, "; and 5 more") {
+		t.Errorf("got %d listed, %.80s", len(c.found.Violations), got)
+	}
+}
+
+// FuzzImage: whatever the bytes are, there is a verdict.
+func FuzzImage(f *testing.F) {
+	for _, c := range rafstest.Core(f) {
+		if c.Name != "v6-layers" && c.Name != "v5-layers" {
+			continue
+		}
+		data, err := os.ReadFile(c.Bootstrap)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	file := filepath.Join(f.TempDir(), "image.boot")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var found *Error
+		if err := Image(context.Background(), file); err != nil && !errors.As(err, &found) {
+			t.Errorf("got %v, which is no verdict", err)
+		}
+	})
 }

@@ -157,11 +157,12 @@ func (a *authorizer) wait() {
 func (a *authorizer) exchange(ctx context.Context) (*grant, error) {
 	auth, err := authn.Resolve(ctx, a.keychain, a.repo)
 	if err != nil {
-		return nil, fmt.Errorf("%w: credentials for %s: %w", backend.ErrDenied, a.repo, err)
+		// A helper asks a service of its own, which may be down for a while.
+		return nil, fmt.Errorf("%w: credentials for %s: %w", backend.ErrUnavailable, a.repo, err)
 	}
 	config, err := authn.Authorization(ctx, auth)
 	if err != nil {
-		return nil, fmt.Errorf("%w: credentials for %s: %w", backend.ErrDenied, a.repo, err)
+		return nil, fmt.Errorf("%w: credentials for %s: %w", backend.ErrUnavailable, a.repo, err)
 	}
 	if config.RegistryToken != "" {
 		return &grant{header: "Bearer " + config.RegistryToken}, nil

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
+
 	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/blob/backend/backendtest"
 	"github.com/rafsd/rafsd/rafs/blob/backend/backendtest/faultserver"
@@ -252,4 +254,52 @@ func TestTokenLife(t *testing.T) {
 			t.Errorf("%d requests were refused, want 1, the first", refused)
 		}
 	})
+}
+
+// Some registries say 403 to a token that expired: an old one is renewed, a new
+// one is not.
+func TestForbiddenOldToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := faultserver.New()
+		s.RequireToken("", "")
+		data := backendtest.Data(1000, 1)
+		r := open(t, registry.Options{
+			Host: "registry.test", Repo: "r", Scheme: "http", Keychain: anonymous, Dial: faultserver.Serve(t, s),
+		}, s.Put(data))
+		for _, c := range []struct {
+			after  time.Duration
+			ok     bool
+			tokens int
+		}{{0, true, 1}, {time.Second, false, 1}, {time.Minute, true, 2}} {
+			time.Sleep(c.after)
+			if c.after > 0 {
+				s.Inject(faultserver.Fault{Kind: faultserver.Status, Status: 403, Times: 1})
+			}
+			err := read(t, r, data, 0, 10)
+			if (err == nil) != c.ok || err != nil && !errors.Is(err, backend.ErrDenied) {
+				t.Errorf("%v later: %v, want success: %v", c.after, err, c.ok)
+			}
+			if got := s.TokensIssued(); got != c.tokens {
+				t.Errorf("%v later: %d tokens, want %d", c.after, got, c.tokens)
+			}
+		}
+	})
+}
+
+// A source of credentials that is down is an outage, not a refusal.
+func TestKeychainDown(t *testing.T) {
+	s, o := serve(t)
+	s.RequireToken("me", "pw")
+	o.Keychain = brokenKeychain{}
+	data := backendtest.Data(1000, 1)
+	err := read(t, open(t, o, s.Put(data)), data, 0, 10)
+	if !errors.Is(err, backend.ErrUnavailable) || backend.Permanent(err) {
+		t.Errorf("got %v, want a transient ErrUnavailable", err)
+	}
+}
+
+type brokenKeychain struct{}
+
+func (brokenKeychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	return nil, errors.New("helper: exit status 1")
 }
