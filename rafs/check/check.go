@@ -91,11 +91,10 @@ type checker struct {
 	im    *image.Image
 	found Error
 
-	use    []map[uint32]bool // chunks in use by blob
-	names  map[uint64]uint32 // of each inode that is no folder
-	links  map[uint64]uint32 // what each of these says of its names
-	first  map[uint64]string // and its first name
-	xattrs bool
+	use   []map[uint32]bool // chunks in use by blob
+	names map[uint64]uint32 // of each inode that is no folder
+	links map[uint64]uint32 // what each of these says of its names
+	first map[uint64]string // and its first name
 }
 
 func (c *checker) fail(where, format string, args ...any) {
@@ -117,14 +116,8 @@ func (c *checker) tree() error {
 			c.fail(c.first[node], "link count %d, has %d names", links, names)
 		}
 	}
-	if c.flagged() && !c.xattrs {
-		c.fail("superblock", "says that there are xattrs, there are none")
-	}
 	return nil
 }
-
-// flagged tells whether the superblock says that there are xattrs.
-func (c *checker) flagged() bool { return c.im.Super().Flags&layout.FlagHasXattr != 0 }
 
 func (c *checker) folder(node uint64, dir string) error {
 	if err := c.ctx.Err(); err != nil {
@@ -188,14 +181,15 @@ func (c *checker) file(node uint64, name string) error {
 }
 
 func (c *checker) attributes(node uint64, name string) error {
+	has := false
 	err := c.im.Xattrs(node, func(string, []byte) bool {
-		c.xattrs = true
+		has = true
 		return false
 	})
 	if err != nil {
 		return fmt.Errorf("%s: xattrs: %w", name, err)
 	}
-	if c.xattrs && !c.flagged() {
+	if has && c.im.Super().Flags&layout.FlagHasXattr == 0 {
 		c.fail(name, "has xattrs, the superblock says that nothing has")
 	}
 	return nil
