@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -253,4 +254,29 @@ func TestReaderMemoryGone(t *testing.T) {
 		t.Errorf("read: %v, want EFAULT", err)
 	}
 	checkReady(t, e, im)
+}
+
+// The same while bytes are copied that were just fetched: the fault is the
+// reader's panic, and nothing stays in flight.
+func TestReaderMemoryGoneDuringCopy(t *testing.T) {
+	im := newImage(t, blob.CompressorZstd, blob.DigesterBlake3, repeat(8, 8192)...)
+	e := engine(t, im, fetch.Options{}) // its cleanup looks for what is left
+	gone, err := unix.Mmap(-1, 0, 8*8192, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(gone) }()
+	segs, want := im.whole(0, 8)
+	func() {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if recover() == nil {
+				t.Error("a copy to memory that is gone did not fault")
+			}
+		}()
+		_, _ = e.Read(t.Context(), segs, [][]byte{gone})
+	}()
+	if err := read(t, t.Context(), e, segs, want); err != nil {
+		t.Error(err)
+	}
 }
