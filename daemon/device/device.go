@@ -8,8 +8,8 @@
 //  3. A READ whose bytes are at hand goes straight from the cache file into guest
 //     pages, on the ring worker. A READ that must fetch gets a goroutine of its
 //     own, so that nobody waits behind it; a ring's size bounds their number.
-//  4. Everything else is metadata and is answered on the ring worker by go-fuse's
-//     ProtocolServer (fuse.go).
+//  4. Everything else is metadata and is answered on the ring worker: GETATTR and
+//     LOOKUP here (metadata.go), the rest by go-fuse's ProtocolServer (fuse.go).
 //  5. The chain is completed with used.len equal to the reply's own length, or 0
 //     where there is no reply. Completions are published in batches.
 //
@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/rafsd/rafsd/vhostuser"
@@ -179,10 +180,12 @@ func (d *Device) dispatch(q *request) int {
 		return 0 // nobody could be told what came of it, so it is not done
 	case op == opInit:
 		return q.write(initReply(d.begin(), q.input()))
-	case op == opLookup && q.header.node == fuse.FUSE_ROOT_ID && q.isMagicLookup():
+	case op == opGetattr:
+		return d.getattr(q)
+	case op == opLookup:
 		return d.lookup(q)
 	case q.header.node == magicNode:
-		return d.fail(q, fuse.Status(estale))
+		return d.fail(q, fuse.Status(unix.ESTALE))
 	}
 	n, _ := d.session.Load().HandleRequest(q.input(), q.chain.Writable)
 	if n < outHeaderSize {

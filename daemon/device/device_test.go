@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -249,12 +250,13 @@ func TestTheLibrarysMagicNameIsAnOrdinaryName(t *testing.T) {
 	testenv.LeakCheck(t)
 	_, vm := boot(t, newFake(), vhostusertest.Options{})
 	c := vhostusertest.MustMount(t, vm)
+	const magicName = ".go-fuse-epoll-hack"
 	e, err := c.Lookup(t.Context(), vhostusertest.RootNode, magicName)
 	if err != nil || e.Node != nodeReady || e.Attr.Size != uint64(len(magicName)) {
 		t.Errorf("lookup: %+v, %v", e, err)
 	}
-	if _, err := c.Getattr(t.Context(), magicNode); !errors.Is(err, syscall.ESTALE) {
-		t.Errorf("getattr of the magic node: %v, want ESTALE", err)
+	if _, err := c.Statfs(t.Context(), magicNode); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("statfs of the magic node: %v, want ESTALE", err)
 	}
 }
 
@@ -276,13 +278,19 @@ func TestMalformedRequests(t *testing.T) {
 		"read without arguments":       {header(15, nodeReady, 40), 64, 16, syscall.EINVAL},
 		"unknown opcode":               {header(4000, 1, 40), 64, 16, syscall.ENOSYS},
 		"unknown opcode, huge":         {header(0xffffffff, 1, 40), 64, 16, syscall.ENOSYS},
-		"lookup without a name":        {header(1, 1, 40), 200, 144, 0},
-		"lookup, name not ended":       {append(header(1, 1, 43), "abc"...)[:43], 200, 144, 0},
+		"lookup without a name":        {header(1, 1, 40), 200, 16, syscall.EINVAL},
+		"lookup of an empty name":      {header(1, 1, 41), 200, 16, syscall.EINVAL},
+		"lookup, name not ended":       {lookupOf("abc")[:43], 200, 16, syscall.EINVAL},
+		"lookup of a path":             {lookupOf("a/../b\x00"), 200, 16, syscall.EINVAL},
+		"lookup of a long name":        {lookupOf(strings.Repeat("n", 256) + "\x00"), 200, 16, syscall.ENAMETOOLONG},
+		"lookup of the longest name":   {lookupOf(strings.Repeat("n", 255) + "\x00"), 200, 144, 0},
+		"lookup into too little":       {lookupOf("abc\x00"), 100, 16, syscall.EIO},
+		"getattr without arguments":    {header(3, 1, 40), 200, 16, syscall.EINVAL},
 		"getxattr with too little":     {header(22, 1, 42), 64, 16, syscall.EIO},
 		"forget that wants an answer":  {header(2, 1, 48), 64, 0, 0},
 		"init of another major":        {header(26, 0, 104), 80, 16, syscall.EIO},
 		"batch forget of 2^32-1 nodes": {batchForget(), 64, 0, 0},
-		"extension beyond the request": {withExtension(header(3, 1, 56)), 200, 16, syscall.EIO},
+		"extension beyond the request": {withExtension(header(17, 1, 56)), 200, 16, syscall.EIO},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, vm := boot(t, newFake(), vhostusertest.Options{})
@@ -340,6 +348,10 @@ func header(op uint32, node uint64, n int) []byte {
 	binary.LittleEndian.PutUint64(b[8:], 7)
 	binary.LittleEndian.PutUint64(b[16:], node)
 	return b[:n]
+}
+
+func lookupOf(name string) []byte {
+	return append(header(1, 1, 40+len(name))[:40], name...)
 }
 
 func batchForget() []byte {

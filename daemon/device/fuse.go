@@ -22,12 +22,14 @@ import (
 //     server of its own (Device.begin), and INIT is answered in private memory
 //     first, because the reply's sizes follow this host's limits, not the guest's;
 //   - a READ would take a buffer of its full size: READ never gets here (read.go);
-//   - its magic root entry for a poll trick hides a file of that name: such a
-//     LOOKUP is answered without it (fuse.go, magicName).
+//   - names are not checked, and the root has an entry and the tree a node by which
+//     it plays a trick on poll: LOOKUP never gets here (metadata.go), nor does that
+//     node (magicNode).
 
 const (
 	opLookup      = 1
 	opForget      = 2
+	opGetattr     = 3
 	opRead        = 15
 	opInit        = 26
 	opInterrupt   = 36
@@ -51,9 +53,8 @@ const MaxRead = 1 << 20
 const (
 	pageSize      = 4096
 	maxBackground = 512
-	// magicNode and magicName are what go-fuse answers by itself.
+	// magicNode is a node id that go-fuse answers for by itself.
 	magicNode = ^uint64(0)
-	magicName = ".go-fuse-epoll-hack"
 )
 
 // inHeader is struct fuse_in_header, copied out of guest memory.

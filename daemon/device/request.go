@@ -1,25 +1,19 @@
 package device
 
 import (
-	"bytes"
-	"encoding/binary"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
-
 	"github.com/rafsd/rafsd/vhostuser/virtq"
 )
 
-const estale = unix.ESTALE
-
 // request is one chain while it is served. Requests are pooled.
 type request struct {
-	chain  virtq.Chain
-	head   [inHeaderSize]byte // the header as it was copied out, once
-	header inHeader           // head, decoded
-	in     [][]byte           // head and then what follows it in chain.Readable
-	read   readIn
-	data   [][]byte // the part of chain.Writable that a READ fills
+	chain   virtq.Chain
+	head    [inHeaderSize]byte // the header as it was copied out, once
+	header  inHeader           // head, decoded
+	stream  [][]byte           // head and then what follows it in chain.Readable
+	read    readIn
+	data    [][]byte // the part of chain.Writable that a READ fills
+	scratch scratch
 }
 
 // parse copies the header out of guest memory. It reports false for a chain that
@@ -35,8 +29,8 @@ func (q *request) parse() bool {
 // input is the request as a byte stream for go-fuse. The header in it is the copy
 // that was looked at: a guest that changes its own afterwards changes nothing.
 func (q *request) input() [][]byte {
-	q.in = tail(append(q.in[:0], q.head[:]), q.chain.Readable, inHeaderSize)
-	return q.in
+	q.stream = tail(append(q.stream[:0], q.head[:]), q.chain.Readable, inHeaderSize)
+	return q.stream
 }
 
 // finish writes a reply header for n bytes of data that are already in place
@@ -60,32 +54,6 @@ func (q *request) write(reply []byte) int {
 		return q.finish(0, fuse.EIO)
 	}
 	return copyIn(q.chain.Writable, reply)
-}
-
-func (q *request) isMagicLookup() bool {
-	var b [len(magicName) + 1]byte
-	if int(q.chain.ReadLen) < inHeaderSize+len(b) {
-		return false
-	}
-	copyOut(b[:], q.chain.Readable, inHeaderSize)
-	return bytes.Equal(b[:len(magicName)], []byte(magicName)) && b[len(magicName)] == 0
-}
-
-// lookup answers a LOOKUP of the one name that go-fuse would answer itself.
-func (d *Device) lookup(q *request) int {
-	var out fuse.EntryOut
-	h := fuse.InHeader{NodeId: q.header.node}
-	status := d.fs.Lookup(nil, &h, magicName, &out)
-	if status != fuse.OK {
-		return q.finish(0, status)
-	}
-	reply := make([]byte, outHeaderSize, outHeaderSize+binary.Size(out))
-	reply, err := binary.Append(reply, binary.LittleEndian, &out)
-	if err != nil {
-		return q.finish(0, fuse.EIO)
-	}
-	putOutHeader((*[outHeaderSize]byte)(reply), len(reply), fuse.OK, q.header.unique)
-	return q.write(reply)
 }
 
 // copyOut copies what lies at off in src and returns how many bytes there were.
