@@ -26,7 +26,7 @@ func openSource(c *config.Config) (*source, error) {
 	}
 	s := &source{kind: c.Backend.Type, meter: new(backend.Meter)}
 	s.Backend = backend.Retry(backend.Observe(b, s.meter.Add), backend.RetryPolicy{
-		Attempts: retries(c) + 1,
+		Attempts: attempts(c),
 	})
 	return s, nil
 }
@@ -71,13 +71,12 @@ func bound(d time.Duration) time.Duration {
 	return d
 }
 
-// defaultRetries is nydusd's fixed number of tries after the first
-// (storage/src/backend/mod.rs, retry_op), which its retry_limit never changes.
-const defaultRetries = 3
-
-func retries(c *config.Config) int {
-	if c.Backend.Type == config.BackendRegistry {
-		return max(defaultRetries, c.Backend.Registry.HTTP.RetryLimit)
+// attempts is how often a read is tried: over a network until the deadline of the
+// read, whatever nydusd's retry_limit says, which it never used itself
+// (storage/src/backend/mod.rs, retry_op); a local file once more.
+func attempts(c *config.Config) int {
+	if c.Backend.Type == config.BackendLocalFS {
+		return 2
 	}
-	return 1
+	return 0
 }

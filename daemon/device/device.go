@@ -184,6 +184,8 @@ func (d *Device) dispatch(q *request) int {
 		return d.getattr(q)
 	case op == opLookup:
 		return d.lookup(q)
+	case op == opForget:
+		return d.forget(q)
 	case q.header.node == magicNode:
 		return d.fail(q, fuse.Status(unix.ESTALE))
 	}
