@@ -98,18 +98,19 @@ func serve(t *testing.T, args ...string) *server {
 	return s
 }
 
-// rssPeak returns the daemon's peak resident memory in KiB.
-func (s *server) rssPeak(t *testing.T) int {
+// privateMemory returns the daemon's anonymous resident memory in KiB: what is its
+// own, without the guest's memory and files that it has mapped.
+func (s *server) privateMemory(t *testing.T) int {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
 	must(t, err)
 	var kib int
 	for line := range strings.Lines(string(text)) {
-		if n, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); n == 1 && err == nil {
+		if n, err := fmt.Sscanf(line, "RssAnon: %d kB", &kib); n == 1 && err == nil {
 			return kib
 		}
 	}
-	t.Fatal("no VmHWM in /proc/PID/status")
+	t.Fatal("no RssAnon in /proc/PID/status")
 	return 0
 }
 

@@ -5,18 +5,20 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/rafsd/rafsd/e2e/registry"
 	"github.com/rafsd/rafsd/e2e/rootfs"
 	"github.com/rafsd/rafsd/e2e/vm"
+	"github.com/rafsd/rafsd/guest/probe"
 	"github.com/rafsd/rafsd/guest/report"
 	"github.com/rafsd/rafsd/internal/testenv"
 )
 
-// A root file system of Debian packages goes to a registry, is converted, and a guest
-// boots from it by reference: first with nothing cached, through a slow wire; then a
-// second guest on a second daemon with the first one's cache, while the registry
-// counts what is asked of it.
-func TestRegistryColdThenWarm(t *testing.T) {
+// A root file system of Debian packages goes to a registry, is converted, and guests
+// boot from it by reference, while the registry counts what is asked of it.
+func TestRegistry(t *testing.T) {
+	testenv.NeedsVM(t)
 	testenv.NeedsRoot(t)
 	testenv.NeedsTool(t, "mmdebstrap", "tar")
 	ctx := bounded(t)
@@ -26,11 +28,21 @@ func TestRegistryColdThenWarm(t *testing.T) {
 	r := startRegistry(t)
 	p := publish(ctx, t, r, image)
 	cache := t.TempDir()
+	t.Run("cold", func(t *testing.T) { cold(t, r, p, cache, want) })
+	t.Run("warm", func(t *testing.T) { warm(t, r, p, cache, want) })
+	t.Run("command", func(t *testing.T) {
+		config, err := image.ConfigFile()
+		must(t, err)
+		fromCommandLine(t, p, cache, config.Config)
+	})
+}
 
+// cold: nothing is cached, and the registry is not near.
+func cold(t *testing.T, r *registry.Registry, p published, cache string, want []probe.Entry) {
 	r.Reset()
 	r.SetLimits(registry.Limits{Latency: 5 * time.Millisecond, Rate: 100 << 20})
-	cold := serve(t, "--cache-dir", cache, p.reference)
-	v := cold.machine(t, vm.Options{Memory: 1024})
+	s := serve(t, "--cache-dir", cache, p.reference)
+	v := s.machine(t, vm.Options{Memory: 1024})
 	python(t, v)
 	touched := r.Blobs(p.Chunks...)
 	if touched.Bytes == 0 || touched.Bytes >= p.ChunkBytes {
@@ -43,17 +55,46 @@ func TestRegistryColdThenWarm(t *testing.T) {
 	if all.Bytes > p.ChunkBytes*11/10 {
 		t.Errorf("reading the tree fetched %d bytes of blobs of %d", all.Bytes, p.ChunkBytes)
 	}
-	t.Logf("whole tree: %d requests; peak RSS of the daemon %d KiB", all.Requests, cold.rssPeak(t))
-	must(t, v.PowerOff(ctx))
+	t.Logf("whole tree: %d bytes in %d requests; private memory of the daemon %d KiB", all.Bytes, all.Requests, s.privateMemory(t))
+	must(t, v.PowerOff(bounded(t)))
+}
 
+// warm: another daemon, another guest, the cache that the first ones have filled.
+func warm(t *testing.T, r *registry.Registry, p published, cache string, want []probe.Entry) {
 	r.Reset()
-	warm := serve(t, "--cache-dir", cache, p.reference)
-	v = warm.machine(t, vm.Options{Memory: 1024})
+	s := serve(t, "--cache-dir", cache, p.reference)
+	v := s.machine(t, vm.Options{Memory: 1024})
 	sameTree(t, v, want)
 	if got := r.Blobs(p.Chunks...); got != (registry.Traffic{}) {
 		t.Errorf("with a warm cache the registry was asked for chunks: %+v, want nothing", got)
 	}
-	must(t, v.PowerOff(ctx))
+	t.Logf("private memory of the daemon %d KiB", s.privateMemory(t))
+	must(t, v.PowerOff(bounded(t)))
+}
+
+// fromCommandLine: the command that the image's configuration names is run from the
+// kernel's command line, and the machine ends with it.
+func fromCommandLine(t *testing.T, p published, cache string, c v1.Config) {
+	ctx := bounded(t)
+	run := &report.Command{Args: append(c.Cmd, "-c", "print('%s \"quoted\"' % 'so')"), Env: c.Env, Dir: c.WorkingDir, User: c.User}
+	s := serve(t, "--cache-dir", cache, p.reference)
+	v := s.machine(t, vm.Options{Config: report.Config{Tag: tag, Run: run}})
+	must(t, v.Wait(ctx))
+	out, _, err := v.AwaitType(ctx, 0, report.Output)
+	must(t, err)
+	if want := "so \"quoted\"\n"; string(out.Data) != want {
+		t.Errorf("output %q, want %q", out.Data, want)
+	}
+	exit, _, err := v.AwaitType(ctx, 0, report.Exit)
+	must(t, err)
+	if exit.Code != 0 || exit.Signal != "" {
+		t.Errorf("ended with %d %s, want 0", exit.Code, exit.Signal)
+	}
+	console, err := v.Console()
+	must(t, err)
+	if strings.Contains(console, "Kernel panic") {
+		t.Errorf("the guest's kernel panicked:\n%s", console)
+	}
 }
 
 // python runs a program of the image as the image's configuration wants it.
@@ -78,35 +119,4 @@ func TestConvertedLayers(t *testing.T) {
 	p := publish(bounded(t), t, r, image)
 	v := serve(t, p.reference).machine(t, vm.Options{})
 	sameTree(t, v, unpack(t, image))
-}
-
-// The command that the image's configuration names is run from the kernel's command
-// line, and the machine ends with it.
-func TestRunFromCommandLine(t *testing.T) {
-	testenv.NeedsTool(t, "mmdebstrap")
-	ctx := bounded(t)
-	image, err := rootfs.Image(ctx, rootfs.Options{Packages: []string{"python3"}})
-	must(t, err)
-	p := publish(ctx, t, startRegistry(t), image)
-	config, err := image.ConfigFile()
-	must(t, err)
-	c := config.Config
-	run := &report.Command{Args: append(c.Cmd, "-c", "print('%s \"quoted\"' % 'so')"), Env: c.Env, Dir: c.WorkingDir, User: c.User}
-	v := serve(t, p.reference).machine(t, vm.Options{Config: report.Config{Tag: tag, Run: run}})
-	must(t, v.Wait(ctx))
-	out, _, err := v.AwaitType(ctx, 0, report.Output)
-	must(t, err)
-	if want := "so \"quoted\"\n"; string(out.Data) != want {
-		t.Errorf("output %q, want %q", out.Data, want)
-	}
-	exit, _, err := v.AwaitType(ctx, 0, report.Exit)
-	must(t, err)
-	if exit.Code != 0 || exit.Signal != "" {
-		t.Errorf("ended with %d %s, want 0", exit.Code, exit.Signal)
-	}
-	console, err := v.Console()
-	must(t, err)
-	if strings.Contains(console, "Kernel panic") {
-		t.Errorf("the guest's kernel panicked:\n%s", console)
-	}
 }
