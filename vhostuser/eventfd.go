@@ -70,18 +70,28 @@ func (e *eventFD) signal() error {
 
 // drain takes the events that are there. Precondition: poll said that there are.
 func (e *eventFD) drain() error {
-	var buf [8]byte
 	var err error
 	if e.blocking {
-		// Another process may have taken the event meanwhile.
-		_, err = unix.Preadv2(e.fd, [][]byte{buf[:]}, -1, unix.RWF_NOWAIT)
+		err = e.readNoWait()
 	} else {
+		var buf [8]byte
 		_, err = unix.Read(e.fd, buf[:])
 	}
 	if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("event descriptor: %w", err)
 	}
 	return nil
+}
+
+// readNoWait reads from a descriptor that blocks if another process has taken the
+// event since poll saw it.
+func (e *eventFD) readNoWait() error {
+	var buf [8]byte
+	_, err := unix.Preadv2(e.fd, [][]byte{buf[:]}, -1, unix.RWF_NOWAIT)
+	if errors.Is(err, unix.EOPNOTSUPP) && e.ready(unix.POLLIN) {
+		_, err = unix.Read(e.fd, buf[:]) // some kinds of files cannot tell
+	}
+	return err
 }
 
 // eventSlot holds a descriptor that is replaced while others signal it.

@@ -23,13 +23,14 @@ func (r *Ring) WaitKick(ctx context.Context) error {
 	if stop := cmp.Or(ctx.Err(), r.worker.ctx.Err()); stop != nil {
 		return stop
 	}
-	if done, err := r.spin(ctx, start); done || err != nil {
+	polled := r.worker.patience.next()
+	if done, err := r.spin(ctx, start, polled); done || err != nil {
 		return err
 	}
 	more, err := r.queue.EnableNotify()
 	if err == nil && !more {
 		err = r.sleep(ctx)
-		r.worker.patience.slept(time.Since(start))
+		r.worker.patience.slept(polled, time.Since(start))
 	}
 	if err != nil {
 		r.Broken(err)
@@ -42,10 +43,9 @@ func (r *Ring) WaitKick(ctx context.Context) error {
 	return cmp.Or(ctx.Err(), r.worker.ctx.Err())
 }
 
-// spin polls the ring for as long as patience allows and reports whether there is
-// something to pop.
-func (r *Ring) spin(ctx context.Context, start time.Time) (bool, error) {
-	budget := r.worker.patience.budget
+// spin polls the ring until budget is spent and reports whether there is something
+// to pop.
+func (r *Ring) spin(ctx context.Context, start time.Time, budget time.Duration) (bool, error) {
 	if budget == 0 {
 		return false, nil
 	}
@@ -58,6 +58,7 @@ func (r *Ring) spin(ctx context.Context, start time.Time) (bool, error) {
 			}
 			if more {
 				r.stats.spins.Add(1)
+				r.worker.patience.paid()
 				return true, nil
 			}
 		}
@@ -103,14 +104,36 @@ func (r *Ring) sleep(ctx context.Context) error {
 // patience decides for how long a wait polls. It is KVM's halt polling (Linux,
 // Documentation/virt/kvm/halt-polling.rst) for rings: a sleep that turned out to be
 // short earns polling for twice that time, a long one ends it, so that an idle ring
-// uses no processor time.
+// uses no processor time. Polling that was in vain, as on a machine where the other
+// side waits for our processor, is paid for with waits that do not poll.
 type patience struct {
-	budget time.Duration // of the next wait
 	max    time.Duration // 0: never poll; immutable
+	budget time.Duration // for which a wait polls
+	debt   int           // waits that do not poll before the next one that does
+	fine   int           // the debt for the next time in vain
 }
 
-// slept tells how long a wait took that polling did not end.
-func (p *patience) slept(wait time.Duration) {
+// maxFine bounds the waits between two attempts to poll.
+const maxFine = 63
+
+// next returns for how long this wait polls.
+func (p *patience) next() time.Duration {
+	if p.debt > 0 {
+		p.debt--
+		return 0
+	}
+	return p.budget
+}
+
+// paid tells that polling found something.
+func (p *patience) paid() { p.fine = 0 }
+
+// slept tells how long a wait took that polling for polled, if any, did not end.
+func (p *patience) slept(polled, wait time.Duration) {
+	if polled > 0 {
+		p.fine = min(2*p.fine+1, maxFine)
+		p.debt = p.fine
+	}
 	if wait > p.max {
 		p.budget = 0
 		return
