@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,4 +32,16 @@ func raiseNoFile(want uint64, log *slog.Logger) {
 	}
 	log.Warn("the system refuses the limit of open files; going on with what there is",
 		"asked", want, "limit", have.Cur, "err", err)
+}
+
+// servingGCPercent trades processor time for memory: a daemon that serves warm
+// reads makes next to no garbage, and there may be hundreds of it on a node.
+const servingGCPercent = 50
+
+// trimHeap keeps the heap of a serving process small, unless GOGC says how large
+// it may become.
+func trimHeap(getenv func(string) string) {
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(servingGCPercent)
+	}
 }

@@ -144,6 +144,7 @@ func (a *app) runVirtiofs(cmd *cobra.Command, args []string) error {
 	signal.Ignore(syscall.SIGPIPE)
 	s.say(log, notes)
 	raiseNoFile(s.rlimitNoFile, log)
+	trimHeap(a.getenv)
 	err = daemon.Run(cmd.Context(), options)
 	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
 		return nil
