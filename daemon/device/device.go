@@ -8,8 +8,9 @@
 //  3. A READ whose bytes are at hand goes straight from the cache file into guest
 //     pages, on the ring worker. A READ that must fetch gets a goroutine of its
 //     own, so that nobody waits behind it; a ring's size bounds their number.
-//  4. Everything else is metadata and is answered on the ring worker: GETATTR and
-//     LOOKUP here (metadata.go), the rest by go-fuse's ProtocolServer (fuse.go).
+//  4. Everything else is metadata and is answered on the ring worker: GETATTR,
+//     LOOKUP, FORGET and listings here (metadata.go, list.go), the rest by go-fuse's
+//     ProtocolServer (fuse.go).
 //  5. The chain is completed with used.len equal to the reply's own length, or 0
 //     where there is no reply. Completions are published in batches.
 //
@@ -41,6 +42,9 @@ type FileSystem interface {
 	ReadNow(node, off uint64, dst [][]byte) (n int, status fuse.Status, ok bool)
 	// ReadWait reads file data into dst, waiting for it until ctx ends.
 	ReadWait(ctx context.Context, node, off uint64, dst [][]byte) (n int, status fuse.Status)
+	// List yields the entries of a folder from off on until add returns false; with
+	// plus, out describes the inode. name and out are only lent.
+	List(node, off uint64, plus bool, add func(name []byte, ino, next uint64, mode uint32, out *fuse.EntryOut) bool) fuse.Status
 }
 
 // Options are what a Device may be told.
@@ -184,6 +188,8 @@ func (d *Device) dispatch(q *request) int {
 		return d.getattr(q)
 	case op == opLookup:
 		return d.lookup(q)
+	case op == opReaddir, op == opReaddirplus:
+		return d.list(q, op == opReaddirplus)
 	case op == opForget:
 		return d.forget(q)
 	case q.header.node == magicNode:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,6 +48,23 @@ func (f *fake) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fus
 	out.NodeId, out.Attr.Ino, out.Attr.Mode = nodeReady, nodeReady, fuse.S_IFREG
 	out.Attr.Size = uint64(len(name))
 	return fuse.OK
+}
+
+// List has "." and as many entries with long names as anybody wants.
+func (f *fake) List(node, off uint64, plus bool, add func([]byte, uint64, uint64, uint32, *fuse.EntryOut) bool) fuse.Status {
+	if node == nodeSlow {
+		return fuse.ENOTDIR
+	}
+	for i := off; ; i++ {
+		name := fmt.Appendf(nil, "%d-%s", i, strings.Repeat("n", int(i%50)))
+		out := &fuse.EntryOut{NodeId: i + 100}
+		if i == 0 {
+			name, out.NodeId = []byte("."), 0
+		}
+		if !add(name, i+100, i+1, fuse.S_IFREG, out) {
+			return fuse.OK
+		}
+	}
 }
 
 func fill(dst [][]byte, off uint64) int {
@@ -160,6 +178,44 @@ func TestReadsOfEverySize(t *testing.T) {
 				if node == nodeSlow {
 					<-f.waiting
 				}
+			}
+		}
+	}
+}
+
+func TestListings(t *testing.T) {
+	testenv.LeakCheck(t)
+	_, vm := boot(t, newFake(), vhostusertest.Options{})
+	c := vhostusertest.MustMount(t, vm)
+	for _, size := range []uint32{200, 4096, 32 << 10} {
+		for name, list := range map[string]func(context.Context, uint64, uint64, uint64, uint32) ([]vhostusertest.Dirent, error){
+			"readdir": c.Readdir, "readdirplus": c.Readdirplus,
+		} {
+			off := uint64(0)
+			for range 3 {
+				some, err := list(t.Context(), nodeReady, 0, off, size)
+				if err != nil || len(some) == 0 {
+					t.Fatalf("%s of %d bytes at %d: %d entries, %v", name, size, off, len(some), err)
+				}
+				for _, e := range some {
+					want := fmt.Sprintf("%d-%s", off, strings.Repeat("n", int(off%50)))
+					if off == 0 {
+						want = "."
+					}
+					if e.Name != want || e.Ino != off+100 || e.Off != off+1 || e.Type != syscall.DT_REG {
+						t.Fatalf("%s, entry %d: %+v", name, off, e)
+					}
+					if name == "readdirplus" && off > 0 && e.Entry.Node != off+100 {
+						t.Fatalf("%s, entry %d: node %d", name, off, e.Entry.Node)
+					}
+					off++
+				}
+			}
+			if _, err := list(t.Context(), nodeReady, 0, 0, 16); !errors.Is(err, syscall.EINVAL) {
+				t.Errorf("%s into 16 bytes: %v, want EINVAL", name, err)
+			}
+			if _, err := list(t.Context(), nodeSlow, 0, 0, 4096); !errors.Is(err, syscall.ENOTDIR) {
+				t.Errorf("%s of a file: %v, want ENOTDIR", name, err)
 			}
 		}
 	}

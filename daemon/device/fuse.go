@@ -32,10 +32,12 @@ const (
 	opGetattr     = 3
 	opRead        = 15
 	opInit        = 26
+	opReaddir     = 28
 	opInterrupt   = 36
 	opDestroy     = 38
 	opNotifyReply = 41
 	opBatchForget = 42
+	opReaddirplus = 44
 )
 
 // Sizes of the kernel's structs (Linux include/uapi/linux/fuse.h).

@@ -24,42 +24,63 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 	return f.status("lookup", h.NodeId, err)
 }
 
-// ReadDir answers READDIR. The offset of an entry is a function of the image.
-func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+// List yields the entries of a folder from off on, "." and ".." among them, until
+// add returns false. The offset behind an entry is a function of the image. Names
+// alias the image. With plus, out describes the inode, except for "." and "..":
+// they go out without a node id, so that the guest takes no reference on them
+// (Linux fs/fuse/readdir.c, parse_dirplusfile). Without plus out is nil. Neither
+// may be kept.
+func (f *FS) List(node, off uint64, plus bool, add func(name []byte, ino, next uint64, mode uint32, out *fuse.EntryOut) bool) fuse.Status {
+	var entry fuse.EntryOut
+	var out *fuse.EntryOut
+	if plus {
+		out = &entry
+	}
+	var failed error
+	err := f.image.ReadDir(node, off, func(d image.Dirent) bool {
+		if plus {
+			entry = fuse.EntryOut{}
+			if !isDots(d.Name) {
+				if failed = f.fillEntry(out, d.Node); failed != nil {
+					return false
+				}
+			}
+		}
+		return add(d.Name, d.Node, d.Next, d.Type, out)
+	})
+	return f.status("list", node, errors.Join(err, failed))
+}
+
+// ReadDir answers READDIR for callers that come through go-fuse.
+func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, list *fuse.DirEntryList) fuse.Status {
+	return f.fill(in, list, false)
+}
+
+// ReadDirPlus answers READDIRPLUS for callers that come through go-fuse.
+func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, list *fuse.DirEntryList) fuse.Status {
+	return f.fill(in, list, true)
+}
+
+// fill lists into go-fuse's buffer. An empty answer means the end of the folder to
+// a guest, so a buffer that holds not even one entry is its mistake: EINVAL.
+func (f *FS) fill(in *fuse.ReadIn, list *fuse.DirEntryList, plus bool) fuse.Status {
 	full := false
-	err := f.image.ReadDir(in.NodeId, in.Offset, func(d image.Dirent) bool {
-		full = !out.AddDirEntry(fuse.DirEntry{Name: string(d.Name), Mode: d.Type, Ino: d.Node, Off: d.Next})
+	status := f.List(in.NodeId, in.Offset, plus, func(name []byte, ino, next uint64, mode uint32, out *fuse.EntryOut) bool {
+		e := fuse.DirEntry{Name: string(name), Mode: mode, Ino: ino, Off: next}
+		if !plus {
+			full = !list.AddDirEntry(e)
+			return !full
+		}
+		to := list.AddDirLookupEntry(e)
+		if full = to == nil; !full {
+			*to = *out
+		}
 		return !full
 	})
-	return f.listed("readdir", in.NodeId, out, full, err)
-}
-
-// ReadDirPlus answers READDIRPLUS. "." and ".." go out without a node id, so that
-// the guest takes no reference on them (Linux fs/fuse/readdir.c, parse_dirplusfile).
-func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	full := false
-	var failed error
-	err := f.image.ReadDir(in.NodeId, in.Offset, func(d image.Dirent) bool {
-		e := out.AddDirLookupEntry(fuse.DirEntry{Name: string(d.Name), Mode: d.Type, Ino: d.Node, Off: d.Next})
-		if full = e == nil; full {
-			return false
-		}
-		if isDots(d.Name) {
-			return true
-		}
-		failed = f.fillEntry(e, d.Node)
-		return failed == nil
-	})
-	return f.listed("readdirplus", in.NodeId, out, full, errors.Join(err, failed))
-}
-
-// listed ends a listing. An empty answer means the end of the folder to a guest,
-// so a buffer that holds not even one entry is its mistake and answered EINVAL.
-func (f *FS) listed(op string, node uint64, out *fuse.DirEntryList, full bool, err error) fuse.Status {
-	if err == nil && full && len(out.Bytes()) == 0 {
+	if status == fuse.OK && full && len(list.Bytes()) == 0 {
 		return fuse.EINVAL
 	}
-	return f.status(op, node, err)
+	return status
 }
 
 func isDots(name []byte) bool {
