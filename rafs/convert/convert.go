@@ -19,6 +19,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -186,7 +187,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	defer image.close()
 	if err := c.target.image(ctx, image); err != nil {
-		return nil, fmt.Errorf("target %s: %w", o.Target, err)
+		return nil, fmt.Errorf("target %s: %w (run it again: blobs that have arrived are not sent twice)", o.Target, err)
 	}
 	c.report(Event{Layer: -1, Digest: image.bootstrap.digest.String(), Stage: StageDone,
 		Done: image.bootstrap.size, Total: image.bootstrap.size})
@@ -200,6 +201,9 @@ func (c *conversion) convertLayers(ctx context.Context) error {
 	for i := range c.source.layers {
 		group.Go(func() error {
 			l, err := c.convertLayer(ctx, i)
+			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				err = fmt.Errorf("%w (the work folder needs room for the finished image)", err)
+			}
 			if err != nil {
 				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(c.layers), c.source.layers[i].name(), err)
 			}

@@ -54,7 +54,7 @@ func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 		b.progress = c.progress(i, StagePush, size)
 		if err := c.target.blob(ctx, b); err != nil {
 			l.close()
-			return nil, fmt.Errorf("push blob %s to %s: %w", b.digest, c.opts.Target, err)
+			return nil, fmt.Errorf("push blob %s to %s: %w (run it again: blobs that have arrived are not sent twice)", b.digest, c.opts.Target, err)
 		}
 	}
 	c.report(Event{Layer: i, Digest: c.source.layers[i].name(), Stage: StageDone, Done: size, Total: size})
@@ -65,9 +65,8 @@ func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 // layer or with the disk stays wrong.
 func transient(ctx context.Context, err error) bool {
 	var wrong *wrongLayer
-	var noRoom syscall.Errno
 	return ctx.Err() == nil && !errors.Is(err, tree.ErrRefused) && !errors.As(err, &wrong) &&
-		!(errors.As(err, &noRoom) && (noRoom == syscall.ENOSPC || noRoom == syscall.EDQUOT))
+		!errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
 }
 
 // wrongLayer is a layer whose bytes are not what its image says.
