@@ -167,7 +167,10 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	buffered := bufio.NewReaderSize(tar, 128<<10)
 	l.tree, err = tree.ReadLayer(ctx, buffered, cutter, c.opts.Limits)
 	records, closeErr := cutter.Close()
-	if err = errors.Join(err, closeErr); err != nil {
+	if !errors.Is(err, closeErr) { // a failed write has often reached the reader
+		err = errors.Join(err, closeErr)
+	}
+	if err != nil {
 		return l, err
 	}
 	if _, err = io.Copy(io.Discard, buffered); err != nil {
