@@ -27,6 +27,16 @@ func Dir() (string, error) {
 	return filepath.Join(base, "rafsd"), nil
 }
 
+// Has reports whether there is an entry with that name, or one below it.
+func Has(name string) bool {
+	base, err := Dir()
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(filepath.Join(base, name))
+	return err == nil && st.IsDir()
+}
+
 // Entry returns the folder of the named entry, and calls fill first when there is
 // none yet. fill gets an empty folder, which becomes the entry when it returns nil.
 func Entry(ctx context.Context, name string, fill func(ctx context.Context, dir string) error) (string, error) {

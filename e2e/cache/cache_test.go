@@ -31,6 +31,9 @@ func TestEntry(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if !Has("kernel") || !Has("kernel/one") || Has("kernel/two") {
+		t.Errorf("Has: kernel %t, kernel/one %t, kernel/two %t, want the first two", Has("kernel"), Has("kernel/one"), Has("kernel/two"))
+	}
 	if n := calls.Load(); n != 1 {
 		t.Errorf("the entry was made %d times, want once", n)
 	}

@@ -100,6 +100,9 @@ func demo(ctx context.Context, o options) (err error) {
 
 // prepare gets what machines boot from.
 func prepare(ctx context.Context, dir string) (vm.Files, error) {
+	if !cache.Has("kernel") {
+		fmt.Println("First run: fetching a kernel, making an image and trying whether KVM works takes about two minutes.")
+	}
 	done := step("kernel and guest")
 	files, err := vm.Prepare(ctx, dir)
 	if err != nil {
