@@ -30,7 +30,8 @@ type Device interface {
 	// and chains that other goroutines work on are soon completed or returned.
 	// An error that is not ctx's breaks the ring, as Broken does; so does a panic.
 	// A fault in guest memory is a panic in this goroutine (guestmem.Arm), but not
-	// in others that the device starts.
+	// in others that the device starts. Each chain is given back, whatever happens:
+	// guest memory stays mapped until the last one is.
 	ServeRing(ctx context.Context, r *Ring) error
 	// Reset forgets what the driver has set up: it was reset, or the front-end is
 	// gone. No ring is being served during the call.

@@ -111,7 +111,8 @@ func (s *session) setVringKick(m *message) error {
 		r.log.Warn("ring starts with requests in flight of which there is no log", "requests", n)
 	}
 	r.launch(s.ctx, s.cfg.Device)
-	return s.nudge(r)
+	r.nudge()
+	return nil
 }
 
 func (s *session) setVringCall(m *message) error {
@@ -120,17 +121,20 @@ func (s *session) setVringCall(m *message) error {
 		return err
 	}
 	r.call.set(call)
-	return s.nudge(r)
+	r.nudge()
+	return nil
 }
 
 // nudge notifies the driver of a started ring without a reason: completions of
 // before may have gone to a descriptor that is no more, or to none if the process
 // that published them died. A driver that finds nothing new does nothing.
-func (s *session) nudge(r *Ring) error {
+func (r *Ring) nudge() {
 	if !r.control.started {
-		return nil
+		return
 	}
-	return r.call.signal()
+	if err := r.call.signal(); err != nil {
+		r.Broken(err)
+	}
 }
 
 func (s *session) setVringErr(m *message) error {
