@@ -14,16 +14,21 @@ import (
 // returns then. It may return early; the caller pops. It flushes first.
 //
 // Waking from a sleep costs some microseconds on either side, so it polls the ring
-// first if requests have lately come soon after the last one: see patience. While
-// it polls and until it sleeps the driver is not asked for kicks. It sleeps in
-// poll(2), which wakes in a third of the time that the netpoller takes.
+// first if requests have lately come soon after the last one: see patience. It does
+// not where the driver has just been called: a driver that sleeps needs a processor
+// to wake up on, and it may be ours. While it polls and until it sleeps the driver
+// is not asked for kicks. It sleeps in poll(2), which wakes in a third of the time
+// that the netpoller takes.
 func (r *Ring) WaitKick(ctx context.Context) error {
 	r.Flush()
 	start := time.Now()
 	if stop := cmp.Or(ctx.Err(), r.worker.ctx.Err()); stop != nil {
 		return stop
 	}
-	polled := r.worker.patience.next()
+	var polled time.Duration
+	if !r.called.Swap(false) {
+		polled = r.worker.patience.next()
+	}
 	if done, err := r.spin(ctx, start, polled); done || err != nil {
 		return err
 	}
