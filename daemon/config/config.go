@@ -120,7 +120,7 @@ type Cache struct {
 
 // RAFS is how images are served.
 type RAFS struct {
-	// BatchSize is up to how many bytes one request to the source may grow beyond
+	// BatchSize (amplify_io) is up to how many bytes one request to the source may grow beyond
 	// what a reader asked for; 0 fetches just that.
 	BatchSize int64
 	// EnableXattr shows extended attributes of images that do not say they have any.
@@ -157,13 +157,18 @@ type Rafsd struct {
 // have been merged in.
 type where struct{ backend, store, cache, workDir string }
 
+// defaultBatchSize is an eighth of nydusd's default for amplify_io: what a start of
+// an interpreter reads then costs half the bytes in about as many requests, since
+// here neighbours that are wanted share a request anyway.
+const defaultBatchSize = 128 << 10
+
 // Default returns the configuration that an empty file means, but for the
 // backend, which has no default.
 func Default() *Config {
 	return &Config{
 		Backend: Backend{Registry: Registry{Scheme: "https", HTTP: defaultHTTP()}},
 		Cache:   Cache{Prefetch: defaultPrefetch()},
-		RAFS:    RAFS{BatchSize: 1 << 20, Prefetch: defaultPrefetch()},
+		RAFS:    RAFS{BatchSize: defaultBatchSize, Prefetch: defaultPrefetch()},
 		Rafsd:   Rafsd{MemoryLimit: 64 << 20, Connections: 8},
 		where:   where{"backend", "backend", "cache", "cache.filecache.work_dir"},
 	}

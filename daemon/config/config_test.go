@@ -136,7 +136,7 @@ func TestBothVersionsMeanTheSame(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	v2 := "version = 2\nbackend = {type = \"localfs\", localfs = {dir = \"/b\"}}\n"
 	c, _ := mustParse(t, v2)
-	if c.RAFS.BatchSize != 1<<20 || c.Cache.WorkDir != "" || c.RAFS.Prefetch.All || c.RAFS.Prefetch.Threads != 8 {
+	if c.RAFS.BatchSize != defaultBatchSize || c.Cache.WorkDir != "" || c.RAFS.Prefetch.All || c.RAFS.Prefetch.Threads != 8 {
 		t.Errorf("v2 defaults: %+v", c)
 	}
 	c, _ = mustParse(t, `{"device":{"backend":{"type":"localfs","config":{"dir":"/b","blob_file":null}}},"mode":"direct"}`)
