@@ -35,8 +35,9 @@ type Store interface {
 	// ReadReady reads from the uncompressed space of b at off into dst, which
 	// may be guest memory. The range lies in chunks that were Ready.
 	ReadReady(b *blob.Info, dst [][]byte, off int64) (int, error)
-	// Read brings the segments' bytes into dst one after the other, fetching
-	// and verifying what is missing. It blocks until done or ctx ends.
+	// Read brings the segments' bytes into the start of dst one after the other,
+	// zeros for holes, fetching and verifying what is missing. It blocks until
+	// done or ctx ends, and returns their length.
 	Read(ctx context.Context, segs []blob.Segment, dst [][]byte) (int, error)
 }
 

@@ -60,7 +60,7 @@ func (f *FS) ReadWait(ctx context.Context, node, off uint64, dst [][]byte) (int,
 	}
 	*s = segs
 	f.stats.readWait.Add(1)
-	n, err := f.readWait(ctx, segs, dst)
+	n, err := f.store.Read(ctx, segs, dst)
 	if err != nil {
 		f.stats.readErrors.Add(1)
 		return 0, f.status("read", node, err)
@@ -108,31 +108,6 @@ func adjacent(segs []blob.Segment) (run, bytes int) {
 		run++
 	}
 	return run, bytes
-}
-
-// readWait hands runs without holes to the store.
-func (f *FS) readWait(ctx context.Context, segs []blob.Segment, dst [][]byte) (int, error) {
-	w := window{dst: dst}
-	total := 0
-	for i := 0; i < len(segs); {
-		if segs[i].Chunk.Blob == nil {
-			w.zero(int(segs[i].Length))
-			total += int(segs[i].Length)
-			i++
-			continue
-		}
-		run, want := 0, 0
-		for i+run < len(segs) && segs[i+run].Chunk.Blob != nil {
-			want += int(segs[i+run].Length)
-			run++
-		}
-		if _, err := f.store.Read(ctx, segs[i:i+run], w.next(want)); err != nil {
-			return total, err
-		}
-		total += want
-		i += run
-	}
-	return total, nil
 }
 
 // Read answers READ for callers that come through go-fuse (a mount on the host)

@@ -54,6 +54,10 @@ func (s *plainStore) ReadReady(b *blob.Info, dst [][]byte, off int64) (int, erro
 func (s *plainStore) Read(_ context.Context, segs []blob.Segment, dst [][]byte) (int, error) {
 	n := 0
 	for i := range segs {
+		if segs[i].Chunk.Blob == nil {
+			n += scatter(dst, n, make([]byte, segs[i].Length))
+			continue
+		}
 		data, err := s.chunk(&segs[i].Chunk)
 		if err != nil {
 			return n, err
