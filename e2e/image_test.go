@@ -25,10 +25,11 @@ import (
 	"github.com/rafsd/rafsd/guest/probe"
 )
 
-// startRegistry starts an empty registry.
+// startRegistry starts an empty registry. It keeps its content in files: the driver that
+// keeps it in memory copies a blob for each part of it that arrives.
 func startRegistry(t *testing.T) *registry.Registry {
 	t.Helper()
-	r, err := registry.Start("")
+	r, err := registry.Start(t.TempDir())
 	must(t, err)
 	t.Cleanup(func() {
 		if err := r.Close(); err != nil {
