@@ -56,15 +56,6 @@ func localConfig(t testing.TB, blobs, cache string) *config.Config {
 	return c
 }
 
-// guest boots a driver on the socket and mounts.
-func guest(t testing.TB, socket string, o vhostusertest.Options) *vhostusertest.Client {
-	t.Helper()
-	if o.QueueSize == 0 {
-		o.QueueSize = 1024
-	}
-	return vhostusertest.MustMount(t, vhostusertest.MustBoot(t, socket, o))
-}
-
 // guestTree yields what a guest sees below the root.
 func guestTree(ctx context.Context, c *vhostusertest.Client) iter.Seq2[rafstest.Entry, error] {
 	return func(yield func(rafstest.Entry, error) bool) {
