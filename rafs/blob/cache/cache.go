@@ -111,14 +111,15 @@ func (b *Blob) open(f Folder, id string, write bool) (err error) {
 	if b.bit, err = f.Open(base+".map", write); err != nil {
 		return err
 	}
-	if b.data, err = f.Open(base+".data", write); err != nil {
-		return err
-	}
 	unlock, err := b.bit.Lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	// Under the lock: whoever resets may put another file in its place.
+	if b.data, err = f.Open(base+".data", write); err != nil {
+		return err
+	}
 	why := b.check()
 	if why == nil {
 		return nil
@@ -126,7 +127,7 @@ func (b *Blob) open(f Folder, id string, write bool) (err error) {
 	if !write {
 		return why
 	}
-	return b.reset()
+	return b.reset(f, base+".data")
 }
 
 // check says why the files cannot be used as they are.
@@ -149,20 +150,34 @@ func (b *Blob) check() error {
 	if have != b.header {
 		return errors.New("map is of another chunk table")
 	}
-	if size, err = b.data.Size(); err == nil && size != b.header.dataSize {
+	return b.checkData()
+}
+
+func (b *Blob) checkData() error {
+	size, err := b.data.Size()
+	if err == nil && size != b.header.dataSize {
 		err = fmt.Errorf("data has %d bytes, want %d", size, b.header.dataSize)
 	}
 	return err
 }
 
-// reset makes an empty map. The data file never becomes smaller than it is to be:
-// other processes may be reading chunks that they verified.
-func (b *Blob) reset() error {
+// reset makes an empty map. Other processes may be reading chunks of the data file
+// that they verified: it stays as it is, or where its size is wrong, a new one
+// takes its place. Were it made long again, what was cut off would read as zeros.
+func (b *Blob) reset(f Folder, data string) error {
 	if err := b.bit.Truncate(0); err != nil {
 		return err
 	}
-	if err := b.data.Truncate(b.header.dataSize); err != nil {
-		return err
+	if err := b.checkData(); err != nil {
+		if err := errors.Join(b.data.Close(), f.Remove(data)); err != nil {
+			return err
+		}
+		if b.data, err = f.Open(data, true); err != nil {
+			return err
+		}
+		if err := b.data.Truncate(b.header.dataSize); err != nil {
+			return err
+		}
 	}
 	if err := b.bit.Truncate(b.header.mapSize()); err != nil {
 		return err
@@ -213,7 +228,8 @@ func (b *Blob) Preadv(dst [][]byte, off int64) (int, error) {
 }
 
 // Fill stores the verified bytes of a chunk and then marks it present. After an
-// error the chunk counts as absent.
+// error the chunk counts as absent. A data file that was cut is not filled any
+// more: a write would make it long again, with zeros where others had verified.
 func (b *Blob) Fill(c *blob.Chunk, data []byte) error {
 	switch end := c.UncompressedOffset + uint64(c.UncompressedSize); {
 	case b.readOnly:
@@ -222,7 +238,10 @@ func (b *Blob) Fill(c *blob.Chunk, data []byte) error {
 		return fmt.Errorf("chunk %d of %d, %d bytes for %d to %d of %d: does not fit",
 			c.Index, b.header.count, len(data), c.UncompressedOffset, end, b.header.dataSize)
 	}
-	err := writeFull(b.data, data, int64(c.UncompressedOffset))
+	err := b.checkData()
+	if err == nil {
+		err = writeFull(b.data, data, int64(c.UncompressedOffset))
+	}
 	if err == nil {
 		err = writeFull(b.bit, []byte{present}, headerSize+int64(c.Index))
 	}

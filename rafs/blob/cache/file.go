@@ -12,6 +12,8 @@ import (
 type Folder interface {
 	// Open opens a file, for reading only or, created if need be, for writing too.
 	Open(name string, write bool) (File, error)
+	// Remove takes a file's name away; who has it open keeps it.
+	Remove(name string) error
 	Close() error
 }
 
@@ -33,6 +35,8 @@ type File interface {
 type diskFolder struct{ root *os.Root }
 
 func (d diskFolder) Close() error { return d.root.Close() }
+
+func (d diskFolder) Remove(name string) error { return d.root.Remove(name) }
 
 func (d diskFolder) Open(name string, write bool) (File, error) {
 	flags := os.O_RDONLY

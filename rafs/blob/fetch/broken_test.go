@@ -1,6 +1,7 @@
 package fetch_test
 
 import (
+	"bytes"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -278,5 +279,62 @@ func TestReaderMemoryGoneDuringCopy(t *testing.T) {
 	}()
 	if err := read(t, t.Context(), e, segs, want); err != nil {
 		t.Error(err)
+	}
+}
+
+// A data file that was cut is never made long again: what is missing would read as
+// zeros, and as ready. Neither a fill nor another process does so.
+func TestCutFileNeverReadsAsZeros(t *testing.T) {
+	for name, regrow := range map[string]func(t *testing.T, e *fetch.Engine, c *cache.Cache, im *image){
+		"by a fill": func(t *testing.T, e *fetch.Engine, _ *cache.Cache, im *image) {
+			segs, want := im.whole(19, 20)
+			if err := read(t, t.Context(), e, segs, want); err != nil {
+				t.Errorf("chunk that was not there: %v", err)
+			}
+		},
+		"by another process": func(t *testing.T, _ *fetch.Engine, c *cache.Cache, im *image) {
+			other := engine(t, im, fetch.Options{Cache: c})
+			segs, want := im.whole(0, 20)
+			if err := read(t, t.Context(), other, segs[10:], want[300_000:]); err != nil {
+				t.Error(err)
+			}
+			if !other.Ready(&im.chunks[19]) {
+				t.Error("the other process has no use of the cache")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			im := newImage(t, blob.CompressorZstd, blob.DigesterBlake3, repeat(20, 30_000)...)
+			dir := t.TempDir()
+			c, err := cache.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			e := engine(t, im, fetch.Options{Cache: c, Amplify: -1})
+			segs, want := im.whole(0, 10)
+			if err := read(t, t.Context(), e, segs, want); err != nil {
+				t.Fatal(err)
+			}
+			names, err := filepath.Glob(filepath.Join(dir, "*.data"))
+			if err != nil || len(names) != 1 {
+				t.Fatalf("files %q, %v, want one", names, err)
+			}
+			if err := os.Truncate(names[0], 0); err != nil {
+				t.Fatal(err)
+			}
+			regrow(t, e, c, im)
+			got := make([]byte, 30_000)
+			for k := range 10 {
+				ready := e.Ready(&im.chunks[k])
+				_, err := e.ReadReady(im.info, [][]byte{got}, int64(im.chunks[k].UncompressedOffset))
+				if ready && err == nil && !bytes.Equal(got, im.plain[k]) {
+					t.Errorf("chunk %d: ready, and wrong", k)
+				}
+			}
+			if err := read(t, t.Context(), e, segs, want); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

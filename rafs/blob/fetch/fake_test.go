@@ -197,6 +197,13 @@ func (f *folder) check(op, name string) error {
 
 func (f *folder) Close() error { return nil }
 
+func (f *folder) Remove(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.files, name)
+	return nil
+}
+
 func (f *folder) Open(name string, _ bool) (cache.File, error) {
 	if err := f.check("open", name); err != nil {
 		return nil, err

@@ -33,6 +33,7 @@ type amount struct{ slots, bytes int64 }
 type ticket struct {
 	gate    *gate
 	want    amount
+	first   bool  // goes before all that wait in its class
 	class   class // guarded by gate.mu
 	held    amount
 	granted chan struct{} // closed when granted
@@ -50,7 +51,11 @@ func (g *gate) ticket(c class, slots int, bytes int64) *ticket {
 func (t *ticket) acquire(ctx context.Context) error {
 	g := t.gate
 	g.mu.Lock()
-	g.waiting[t.class] = append(g.waiting[t.class], t)
+	if t.first {
+		g.waiting[t.class] = slices.Insert(g.waiting[t.class], 0, t)
+	} else {
+		g.waiting[t.class] = append(g.waiting[t.class], t)
+	}
 	g.grant()
 	g.mu.Unlock()
 	select {
@@ -131,7 +136,7 @@ func (g *gate) grant() {
 func (g *gate) fits(c class, want amount) bool {
 	slots := g.used[demand].slots + g.used[prefetch].slots
 	bytes := g.used[demand].bytes + g.used[prefetch].bytes
-	if slots+want.slots > g.maxSlots || bytes > 0 && bytes+want.bytes > g.maxBytes {
+	if slots+want.slots > g.maxSlots || want.bytes > 0 && bytes > 0 && bytes+want.bytes > g.maxBytes {
 		return false
 	}
 	if c == demand {

@@ -103,10 +103,11 @@ func (e *Engine) decode(b *batch, f *flight, raw []byte) (*page, error) {
 	}), nil
 }
 
-// refetch holds the batch's memory and asks for a slot only: those who hold slots
-// never wait for memory.
+// refetch holds the batch's memory and asks for a slot only, before all who wait
+// for memory that it holds. Those who hold slots never wait for memory.
 func (e *Engine) refetch(b *batch, f *flight, raw []byte) error {
 	t := e.net.ticket(demand, 1, 0)
+	t.first = true
 	if err := t.acquire(b.ctx); err != nil {
 		return err
 	}

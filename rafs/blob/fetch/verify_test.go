@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
@@ -253,5 +256,44 @@ func TestReadRefuses(t *testing.T) {
 	}
 	if s := e.Stats(); s.Requests != 0 {
 		t.Errorf("%d requests, want 0", s.Requests)
+	}
+}
+
+// What has to be fetched again waits for no memory that others hold who wait for
+// the same, and never for its own.
+func TestBadChunksDoNotWaitForMemory(t *testing.T) {
+	for name, limit := range map[string]int64{"one at a time": 200_000, "each above the limit": 50_000} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				im := newImage(t, blob.CompressorNone, blob.DigesterBlake3, repeat(4, 80_000)...)
+				src := slow(im, time.Second)
+				wait := src.before
+				src.before = func(ctx context.Context, p []byte, off int64) (bool, error) {
+					if _, err := wait(ctx, p, off); err != nil {
+						return false, err
+					}
+					copy(p, im.raw[off:])
+					if !backend.IsFresh(ctx) {
+						p[17] ^= 1
+					}
+					return true, nil
+				}
+				e := engine(t, im, fetch.Options{Backend: src, MemoryLimit: limit, Amplify: -1})
+				start := time.Now()
+				var wg sync.WaitGroup
+				for k := range 4 {
+					wg.Go(func() {
+						segs, want := im.whole(k, k+1)
+						if err := read(t, t.Context(), e, segs, want); err != nil {
+							t.Errorf("chunk %d: %v", k, err)
+						}
+					})
+				}
+				wg.Wait()
+				if took := time.Since(start); took > 8*time.Second {
+					t.Errorf("4 chunks, each fetched twice in 2s, took %v, want at most 8s", took)
+				}
+			})
+		})
 	}
 }
