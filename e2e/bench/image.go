@@ -13,6 +13,7 @@ import (
 // image is one tree in the forms in which the daemons take it.
 type image struct {
 	tree      string // folder
+	maker     string // program that made the image
 	bootstrap string
 	blobs     string // folder of the image's blobs
 }
@@ -32,11 +33,41 @@ func prepare(ctx context.Context, o *options) (*image, error) {
 	} else if tree, err = filepath.Abs(tree); err != nil {
 		return nil, err
 	}
-	made := filepath.Join(cache, "image-"+filepath.Base(tree))
-	if err := once(made, func(tmp string) error { return makeImage(ctx, o.nydusImage, tree, tmp) }); err != nil {
+	return prepareImage(ctx, o, cache, tree)
+}
+
+// prepareImage makes the image with nydus-image, so that all readers are given what
+// the other project writes, or with our own program where that is missing. The two
+// are kept apart.
+func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, error) {
+	paths := []string{"nydus-image", "~/.cargo/bin/nydus-image"}
+	if o.nydusImage != "" {
+		paths = []string{o.nydusImage}
+	}
+	if program := find(paths); program != "" {
+		made := filepath.Join(cache, "image-"+filepath.Base(tree))
+		if err := once(made, func(tmp string) error { return makeImage(ctx, program, tree, tmp) }); err != nil {
+			return nil, fmt.Errorf("make an image: %w", err)
+		}
+		return &image{tree: tree, maker: "nydus-image", bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
+	}
+	program := find(ours(o))
+	if program == "" {
+		return nil, errors.New("neither nydus-image nor rafsd is there to make an image: make build, or make bench-peers")
+	}
+	build, err := hashFile(program)
+	if err != nil {
+		return nil, err
+	}
+	// Another build may write another image.
+	made := filepath.Join(cache, fmt.Sprintf("image-%s-rafsd-%x", filepath.Base(tree), build[:6]))
+	if err := once(made, func(tmp string) error { return convertTree(ctx, program, tree, tmp) }); err != nil {
 		return nil, fmt.Errorf("make an image: %w", err)
 	}
-	return &image{tree: tree, bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
+	return &image{
+		tree: tree, maker: "rafsd convert", bootstrap: filepath.Join(made, "image.boot"),
+		blobs: filepath.Join(made, "rafs", "blobs", "sha256"),
+	}, nil
 }
 
 // once makes the folder dir unless it is there, whole or not at all.
@@ -67,14 +98,8 @@ func bootstrapDebian(ctx context.Context, dir string) error {
 	return command(ctx, program, "--variant=minbase", "--include=python3,python3-requests", "--format=directory", "bookworm", dir)
 }
 
-// makeImage makes an image as nydus makes it, which all readers understand.
+// makeImage makes an image as nydus makes it.
 func makeImage(ctx context.Context, program, tree, dir string) error {
-	if program == "" {
-		program = find([]string{"nydus-image", "~/.cargo/bin/nydus-image"})
-	}
-	if program == "" {
-		return errors.New("nydus-image not found: install the peers with e2e/bench/peers.sh")
-	}
 	return command(ctx, program, "create", "--type", "dir-rafs", "--compressor", "zstd", "--log-level", "error",
 		"--bootstrap", filepath.Join(dir, "image.boot"), "--blob-dir", dir, tree)
 }

@@ -66,7 +66,7 @@ func parse(args []string) (*options, error) {
 	for _, s := range servers {
 		o.programs[s.name] = fs.String(s.name, "", s.name+"'s program; searched for when empty, left out when \"none\"")
 	}
-	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image; searched for when empty")
+	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image; searched for when empty; rafsd convert makes it when \"none\" or not found")
 	fs.StringVar(&o.modes, "mode", "rows,density", "what to do after the data check: rows, density, or both")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds of every row")
 	fs.DurationVar(&o.duration, "time", 500*time.Millisecond, "time of one row of one daemon in one round")
@@ -121,7 +121,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	found := findServers(o)
 	if len(found) == 0 {
-		return errors.New("no daemon found: name one, or install the peers with e2e/bench/peers.sh")
+		return errors.New("no daemon found: name one, make build, or make bench-peers")
 	}
 	work, err := os.MkdirTemp("", "rafsd-bench-")
 	if err != nil {
@@ -135,6 +135,9 @@ func run(ctx context.Context, args []string) (err error) {
 		err = errors.Join(err, os.RemoveAll(work))
 	}()
 	rep := newReport(o, img, found)
+	if err := starts(ctx, img, work, found, rep); err != nil {
+		return err
+	}
 	if err := compare(ctx, o, img, work, found, rep); err != nil {
 		return err
 	}

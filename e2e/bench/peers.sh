@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the daemons that bench compares this project with, by cargo into
-# ~/.cargo/bin, and Debian's packages that they need. On two cores it takes about
-# eight minutes: virtiofsd two, nydus five, the packages one. What is there
-# already is left alone.
+# ~/.cargo/bin, where bench looks for what is not in PATH, and Debian's packages that
+# they need. On two cores it takes about eight minutes: virtiofsd two, nydus five, the
+# packages one. What is there already is left alone.
 set -eu
 
 virtiofsd_version=1.14.0
@@ -31,14 +31,15 @@ if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
 	exit 1
 fi
 PATH="$HOME/.cargo/bin:$PATH"
+root="$HOME/.cargo" # whatever CARGO_HOME and CARGO_INSTALL_ROOT say
 
 if ! command -v virtiofsd >/dev/null; then
 	step "building virtiofsd $virtiofsd_version (about two minutes)"
-	cargo install --quiet --locked --version "$virtiofsd_version" virtiofsd
+	cargo install --quiet --locked --root "$root" --version "$virtiofsd_version" virtiofsd
 fi
 if ! command -v nydusd >/dev/null || ! command -v nydus-image >/dev/null; then
 	step "building nydus $nydus_version (about five minutes)"
-	cargo install --quiet --locked --version "$nydus_version" --features virtiofs nydus-rs
+	cargo install --quiet --locked --root "$root" --version "$nydus_version" --features virtiofs nydus-rs
 fi
 
 step "there are:"

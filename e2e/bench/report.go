@@ -18,6 +18,7 @@ type report struct {
 	CPUs     int             `json:"cpus"`
 	Busy     float64         `json:"load_average"` // of the last minute, before the run
 	Tree     string          `json:"tree"`
+	Maker    string          `json:"image_made_by"`
 	Entries  int             `json:"entries"`
 	Rounds   int             `json:"rounds"`
 	Duration string          `json:"duration"`
@@ -38,6 +39,9 @@ type serverReport struct {
 	// not answer INIT.
 	Restarts int       `json:"restarts"`
 	Memory   memoryUse `json:"memory_bytes"`
+	// From exec until the socket is there, one daemon alone.
+	ListenMS      float64 `json:"exec_to_socket_ms"`
+	ListenWorstMS float64 `json:"exec_to_socket_worst_ms"`
 }
 
 type rowReport struct {
@@ -59,7 +63,7 @@ type cellReport struct {
 
 func newReport(o *options, img *image, found []server) *report {
 	r := &report{
-		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Tree: img.tree, Rounds: o.rounds,
+		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Tree: img.tree, Maker: img.maker, Rounds: o.rounds,
 		Duration: o.duration.String(), Layout: int(o.layout), EventIdx: !o.noEventIdx,
 	}
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
@@ -128,20 +132,23 @@ func (r *report) writeJSON(name string) error {
 }
 
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%d entries; %d rounds of %s; %d CPUs shared with the load generator; medians\n", r.Entries, r.Rounds, r.Duration, r.CPUs)
+	fmt.Fprintf(w, "%d entries, image made by %s; %d rounds of %s; %d CPUs shared with the load generator; medians\n",
+		r.Entries, r.Maker, r.Rounds, r.Duration, r.CPUs)
 	if r.Busy > float64(r.CPUs)/2 {
 		fmt.Fprintf(w, "the machine was busy before the run (load average %.1f): trust the ratios only, and not far\n", r.Busy)
 	}
 	fmt.Fprintln(w)
 	r.printRows(w)
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "most memory, MB\tRSS\tPSS\tanonymous\tpeak RSS with guest memory\trestarts")
+	fmt.Fprintln(tw, "most memory, MB\tRSS\tPSS\tanonymous\tpeak RSS with guest memory\trestarts\texec to socket, ms (median, worst)")
 	for _, s := range r.Servers {
 		m := s.Memory
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%d\n", s.Name, mega(m.RSS), mega(m.PSS), mega(m.Anonymous), mega(m.PeakRSS), s.Restarts)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%d\t%.1f, %.1f\n", s.Name, mega(m.RSS), mega(m.PSS), mega(m.Anonymous), mega(m.PeakRSS), s.Restarts,
+			s.ListenMS, s.ListenWorstMS)
 	}
 	tw.Flush()
 	r.printDensity(w)
+	r.printAims(w)
 }
 
 func (r *report) printRows(w io.Writer) {

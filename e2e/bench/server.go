@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +27,14 @@ type server struct {
 	args     func(img *image, sock, config string) []string
 }
 
+// ours returns where our own program may be.
+func ours(o *options) []string {
+	if given := *o.programs["rafsd"]; given != "" {
+		return []string{given}
+	}
+	return []string{"bin/rafsd"}
+}
+
 // servers are all of them. The first is ours.
 var servers = []server{
 	{
@@ -39,9 +46,9 @@ var servers = []server{
 	{
 		name: "nydusd", paths: []string{"nydusd", "~/.cargo/bin/nydusd"}, image: true, peer: true, zeroUsed: true,
 		args: func(img *image, sock, config string) []string {
-			// It refuses to start when it cannot have a million of open files.
+			// It refuses to start when it cannot have a million of open files; 0 asks for none.
 			return []string{"virtiofs", "--sock", sock, "--bootstrap", img.bootstrap, "--config", config,
-				"--rlimit-nofile", strconv.FormatUint(openFiles()/2, 10), "--log-level", "error"}
+				"--rlimit-nofile", "0", "--log-level", "error"}
 		},
 	},
 	{
@@ -57,14 +64,6 @@ var servers = []server{
 			return []string{"--socket-path=" + sock, "-f", "-o", "source=" + img.tree + ",cache=always,sandbox=chroot,log_level=err"}
 		},
 	},
-}
-
-func openFiles() uint64 {
-	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return 1024
-	}
-	return min(l.Max, 1<<20)
 }
 
 // findServers returns those servers whose program is there.
@@ -125,19 +124,25 @@ func nydusdConfig(blobs, cache string) ([]byte, error) {
 	}, "", "  ")
 }
 
-// start starts s, boots a machine on it and mounts. dir is the daemon's own,
-// cache may be shared.
-func start(ctx context.Context, o *options, s server, img *image, dir, cache string) (*daemon, error) {
+// furnish makes the daemon's folder with its configuration, and the cache folder.
+func furnish(img *image, dir, cache string) error {
 	for _, d := range []string{dir, cache} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	config, err := nydusdConfig(img.blobs, cache)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600); err != nil {
+	return os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600)
+}
+
+// start starts s, boots a machine on it and mounts. dir is the daemon's own,
+// cache may be shared.
+func start(ctx context.Context, o *options, s server, img *image, dir, cache string) (*daemon, error) {
+	err := furnish(img, dir, cache)
+	if err != nil {
 		return nil, err
 	}
 	// nydusd loses the first kick now and then and never answers INIT.
