@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -314,6 +316,65 @@ func TestNoPlainHTTP(t *testing.T) {
 		}
 	}
 }
+
+// A manifest above the limit is not read to its end, and an answer that stops
+// coming, before its header or in its body, ends the pull.
+func TestPullIsBounded(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer func(r *http.Request) (*http.Response, error)
+		want   error
+	}{
+		"endless manifest": {func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, ContentLength: -1, Body: io.NopCloser(endless{})}, nil
+		}, ErrTooLarge},
+		"no header": {func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		}, ErrStalled},
+		"body stalls": {func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, ContentLength: 100, Body: stalled{r.Context()}}, nil
+		}, ErrStalled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sent = 0
+				transport := roundTrip(func(r *http.Request) (*http.Response, error) {
+					if r.URL.Path == "/v2/" {
+						return &http.Response{StatusCode: 200, Body: http.NoBody, Request: r}, nil
+					}
+					res, err := tc.answer(r)
+					if res != nil {
+						res.Request = r
+						res.Header = http.Header{"Content-Type": {string(types.OCIManifestSchema1)}}
+					}
+					return res, err
+				})
+				start := time.Now()
+				_, err := Pull(t.Context(), "registry.example/a:v1", Options{Transport: transport}, t.TempDir())
+				if !errors.Is(err, tc.want) {
+					t.Errorf("got %v, want %v", err, tc.want)
+				}
+				if took := time.Since(start); took > 5*time.Minute {
+					t.Errorf("took %v, want at most 5m", took)
+				}
+				if sent > MaxManifest+1<<20 {
+					t.Errorf("%d bytes of a manifest were read, limit %d", sent, MaxManifest)
+				}
+			})
+		})
+	}
+}
+
+var sent int
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { sent += len(p); return len(p), nil }
+
+type stalled struct{ ctx context.Context }
+
+func (s stalled) Read([]byte) (int, error) { <-s.ctx.Done(); return 0, s.ctx.Err() }
+func (stalled) Close() error               { return nil }
 
 type roundTrip func(*http.Request) (*http.Response, error)
 

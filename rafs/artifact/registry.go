@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"runtime"
 
@@ -72,7 +71,7 @@ func (o Options) Remote() []remote.Option {
 	}
 	opts := []remote.Option{
 		remote.WithAuthFromKeychain(keychain),
-		remote.WithTransport(&schemeGuard{o.transport(), o.PlainHTTP}),
+		remote.WithTransport(&guard{o.transport(), o.PlainHTTP}),
 	}
 	if o.UserAgent != "" {
 		opts = append(opts, remote.WithUserAgent(o.UserAgent))
@@ -91,25 +90,6 @@ func (o Options) transport() http.RoundTripper {
 	t := base.Clone()
 	t.TLSClientConfig = &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12}
 	return t
-}
-
-// schemeGuard refuses plain http to hosts for which it was not asked.
-// go-containerregistry falls back to it for every host in a private network.
-type schemeGuard struct {
-	next  http.RoundTripper
-	plain bool
-}
-
-func (g *schemeGuard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !g.plain && !loopback(req.URL.Hostname()) {
-		return nil, fmt.Errorf("%s offers plain http only, which was not allowed for it", req.URL.Host)
-	}
-	return g.next.RoundTrip(req)
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // Manifest is a manifest and where it was found.
