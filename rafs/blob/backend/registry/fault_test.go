@@ -134,6 +134,19 @@ func TestRedirects(t *testing.T) {
 	if got := s.BlobRequests(); len(got) != 4 || got[3].CacheControl != "no-cache" {
 		t.Errorf("%d requests to the registry after a fresh read, want 4, the last without caches", len(got))
 	}
+	// A target that is down costs that read; the next one asks the registry, which
+	// may know another.
+	cdn.Inject(faultserver.Fault{Kind: faultserver.Status, Status: 503, Times: 1})
+	before := len(s.BlobRequests())
+	if err := read(t, r, data, 100, 1000); !errors.Is(err, backend.ErrUnavailable) {
+		t.Errorf("target that is down: %v, want ErrUnavailable", err)
+	}
+	if err := read(t, r, data, 100, 1000); err != nil {
+		t.Error(err)
+	}
+	if got := len(s.BlobRequests()) - before; got != 1 {
+		t.Errorf("%d requests to the registry after a target was down, want 1", got)
+	}
 	// A target that refuses for good is an error that does not tell its signature.
 	cdn.Inject(faultserver.Fault{Kind: faultserver.Status, Status: 403})
 	err := read(t, r, data, 100, 1000)

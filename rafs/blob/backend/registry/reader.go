@@ -59,7 +59,8 @@ func (r *reader) ReadRange(ctx context.Context, p []byte, off int64) error {
 }
 
 // do sends one GET for a range and gives the answer to use. What a remembered
-// redirect refuses is asked of the registry again.
+// redirect refuses is asked of the registry again, and one that failed otherwise is
+// forgotten: the registry may know another target by the next try.
 func (r *reader) do(parent context.Context, rng string, use func(*http.Response) error) error {
 	ctx, end, err := r.b.begin(parent)
 	if err != nil {
@@ -67,13 +68,16 @@ func (r *reader) do(parent context.Context, rng string, use func(*http.Response)
 	}
 	defer end()
 	if t := r.target.Load(); t != nil {
-		if time.Now().Before(t.until) && !backend.IsFresh(ctx) {
-			err = r.once(ctx, t.url, rng, use)
-			if !errors.Is(err, backend.ErrDenied) && !errors.Is(err, backend.ErrNotFound) {
-				return r.fail(parent, ctx, err)
+		usable := time.Now().Before(t.until) && !backend.IsFresh(ctx)
+		if usable {
+			if err = r.once(ctx, t.url, rng, use); err == nil {
+				return nil
 			}
 		}
 		r.target.CompareAndSwap(t, nil)
+		if usable && !errors.Is(err, backend.ErrDenied) && !errors.Is(err, backend.ErrNotFound) {
+			return r.fail(parent, ctx, err)
+		}
 	}
 	return r.fail(parent, ctx, r.once(ctx, nil, rng, use))
 }
