@@ -57,7 +57,9 @@ func seal(r io.Reader) ([]byte, [sha256.Size]byte, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, sum, fmt.Errorf("seal bootstrap: %w", err)
 	}
-	data, err := unix.Mmap(fd, 0, int(n), unix.PROT_READ, unix.MAP_SHARED)
+	// Kernels before 6.7 refuse a shared mapping of what is sealed against writing,
+	// even one that cannot write. A private one that is never written is the same.
+	data, err := unix.Mmap(fd, 0, int(n), unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
 		return nil, sum, fmt.Errorf("mmap bootstrap: %w", err)
 	}
