@@ -7,7 +7,7 @@
 //  2. The FUSE header is copied out of guest memory once; nothing in it is trusted.
 //  3. A READ whose bytes are at hand goes straight from the cache file into guest
 //     pages, on the ring worker. A READ that must fetch gets a goroutine of its
-//     own, so that nobody waits behind it; a ring's size bounds their number.
+//     own, so that nobody waits behind it; maxWaiting bounds their number.
 //  4. Everything else is metadata and is answered on the ring worker: GETATTR,
 //     LOOKUP, FORGET and listings here (metadata.go, list.go), the rest by go-fuse's
 //     ProtocolServer (fuse.go).
@@ -21,6 +21,7 @@ package device
 
 import (
 	"context"
+	"log"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -56,6 +57,7 @@ type Options struct {
 	Log *slog.Logger
 
 	panicked func(v any)
+	odd      *log.Logger // of go-fuse, on what a guest got wrong
 }
 
 // Device serves one file system on all rings of a session. It implements
@@ -68,6 +70,7 @@ type Device struct {
 	free    sync.Pool
 	stats   counters
 	quiet   rate.Sometimes
+	slots   chan struct{} // has an element for each read that waits
 }
 
 // New returns a device that serves fs.
@@ -75,24 +78,29 @@ func New(fs FileSystem, opts Options) *Device {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{fs: fs, opts: opts, log: opts.Log, quiet: rate.Sometimes{Interval: time.Second}}
-	d.opts.panicked = d.caught
+	d := &Device{
+		fs: fs, opts: opts, log: opts.Log,
+		quiet: rate.Sometimes{Interval: time.Second},
+		slots: make(chan struct{}, maxWaiting),
+	}
+	d.opts.panicked, d.opts.odd = d.caught, limitedLogger(opts.Log)
 	d.free.New = func() any { return new(request) }
-	d.begin()
+	d.Reset()
 	return d
 }
 
-// begin starts a session. Each one has a ProtocolServer of its own, since INIT
-// writes what other rings' requests read. A guest whose daemon was replaced sends
-// no INIT again: the first session serves it.
-func (d *Device) begin() *fuse.ProtocolServer {
-	ps := protocol(d.fs, d.opts)
-	d.session.Store(ps)
-	return ps
-}
+// Reset ends the session: the guest was reset, or the VMM has gone. A guest whose
+// daemon was replaced sends no INIT again: the session that begins here serves it.
+func (d *Device) Reset() { d.session.Store(protocol(d.fs, d.opts)) }
 
-// Reset ends the session: the guest was reset, or the VMM has gone.
-func (d *Device) Reset() { d.begin() }
+// begin answers INIT, which starts a session. Each one has a ProtocolServer of its
+// own, which other rings get to see after INIT has written what their requests read.
+func (d *Device) begin(q *request) int {
+	ps := protocol(d.fs, d.opts)
+	reply := initReply(ps, q.input())
+	d.session.Store(ps)
+	return q.write(reply)
+}
 
 // Batches are published when a ring has run dry, or after this many completions,
 // or once a large reply is in them: a guest that waits for it can go on.
@@ -169,8 +177,7 @@ func (d *Device) answer(ctx context.Context, r *vhostuser.Ring, q *request, faul
 	}
 	n, status, ok := d.readNow(q)
 	if !ok {
-		d.stats.waiting.Add(1)
-		go d.readWait(ctx, r, q)
+		d.wait(ctx, r, q)
 		return 0, false
 	}
 	return q.finish(n, status), true
@@ -183,13 +190,15 @@ func (d *Device) dispatch(q *request) int {
 	case q.chain.WriteLen < outHeaderSize && !noReply(op):
 		return 0 // nobody could be told what came of it, so it is not done
 	case op == opInit:
-		return q.write(initReply(d.begin(), q.input()))
+		return d.begin(q)
 	case op == opGetattr:
 		return d.getattr(q)
 	case op == opLookup:
 		return d.lookup(q)
 	case op == opReaddir, op == opReaddirplus:
 		return d.list(q, op == opReaddirplus)
+	case op == opReadlink:
+		return d.readlink(q)
 	case op == opForget:
 		return d.forget(q)
 	case q.header.node == magicNode:

@@ -102,6 +102,12 @@ func (f *fake) ReadWait(ctx context.Context, _, off uint64, dst [][]byte) (int, 
 func serve(t *testing.T, f *fake) (*Device, string) {
 	t.Helper()
 	d := New(f, Options{})
+	return d, serveDevice(t, d)
+}
+
+// serveDevice is serve for a device that is there already.
+func serveDevice(t *testing.T, d *Device) string {
+	t.Helper()
 	server, err := vhostuser.NewServer(vhostuser.Config{Device: d})
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +122,7 @@ func serve(t *testing.T, f *fake) (*Device, string) {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return d, path
+	return path
 }
 
 func boot(t *testing.T, f *fake, o vhostusertest.Options) (*Device, *vhostusertest.VM) {

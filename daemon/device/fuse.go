@@ -18,9 +18,13 @@ import (
 //     a request does not reach it (Device.dispatch);
 //   - an answer that does not fit, or a request that does not parse, comes back
 //     with no header written: the device writes one (request.fail);
+//   - READLINK does not look whether there is room for the whole target: it never
+//     gets here (metadata.go);
 //   - INIT writes fields that every other request reads: each session gets a
 //     server of its own (Device.begin), and INIT is answered in private memory
 //     first, because the reply's sizes follow this host's limits, not the guest's;
+//   - some of what a guest gets wrong goes to the global logger of package log,
+//     which is for the command to bound;
 //   - a READ would take a buffer of its full size: READ never gets here (read.go);
 //   - names are not checked, and the root has an entry and the tree a node by which
 //     it plays a trick on poll: LOOKUP never gets here (metadata.go), nor does that
@@ -30,6 +34,7 @@ const (
 	opLookup      = 1
 	opForget      = 2
 	opGetattr     = 3
+	opReadlink    = 5
 	opRead        = 15
 	opInit        = 26
 	opReaddir     = 28
@@ -101,7 +106,7 @@ func protocol(fs FileSystem, opts Options) *fuse.ProtocolServer {
 		// PASSTHROUGH needs /dev/fuse, and would count as a stacked file system
 		// under a guest's overlay.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_RENAME_SWAP,
-		Logger:               log.New(&limitedWriter{log: opts.Log, quiet: rate.Sometimes{Interval: time.Second}}, "", 0),
+		Logger:               opts.odd,
 		PanicHandler:         func(v any) fuse.Status { opts.panicked(v); return fuse.EIO },
 	})
 }
@@ -120,6 +125,12 @@ func initReply(ps *fuse.ProtocolServer, in [][]byte) []byte {
 	binary.LittleEndian.PutUint32(body[24:], 1)                // time_gran: nanoseconds
 	binary.LittleEndian.PutUint16(body[28:], MaxRead/pageSize) // max_pages
 	return out
+}
+
+// limitedLogger is a device's logger for all its sessions: a guest decides how many
+// there are.
+func limitedLogger(to *slog.Logger) *log.Logger {
+	return log.New(&limitedWriter{log: to, quiet: rate.Sometimes{Interval: time.Second}}, "", 0)
 }
 
 // limitedWriter passes one line a second of what go-fuse logs: a guest decides

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// GETATTR, LOOKUP and listings (list.go) are most of what a guest asks, and FORGETs
+// GETATTR, LOOKUP, READLINK and listings (list.go) are most of what a guest asks, and FORGETs
 // come by the thousand when it drops its caches. go-fuse takes about 1 us and a kilobyte of garbage for
 // each, of which nothing is needed here: their forms are fixed and short.
 
@@ -80,6 +80,18 @@ func (d *Device) lookup(q *request) int {
 	b := s.reply[:outHeaderSize+entryOutSize]
 	putEntry(b[outHeaderSize:], &s.entry)
 	return q.reply(b)
+}
+
+// readlink answers READLINK. A target that does not fit is an error, not a part.
+func (d *Device) readlink(q *request) int {
+	s := &q.scratch
+	q.inHeader(&s.in.InHeader)
+	target, status := d.fs.Readlink(nil, &s.in.InHeader)
+	if status != fuse.OK {
+		return q.finish(0, status)
+	}
+	s.list = append(append(s.list[:0], s.reply[:outHeaderSize]...), target...)
+	return q.reply(s.list)
 }
 
 // putEntry encodes struct fuse_entry_out.

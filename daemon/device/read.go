@@ -41,19 +41,49 @@ func (d *Device) readNow(q *request) (n int, status fuse.Status, ok bool) {
 	return d.fs.ReadNow(q.header.node, q.read.offset, q.data)
 }
 
+// maxWaiting bounds the reads that wait at the same time, on all rings: a hostile
+// guest makes one cost some 100 KiB. Linux keeps maxBackground under way by itself,
+// and one more for each thread that cannot go on without its bytes.
+const maxWaiting = 1024
+
+// wait gives a READ that has to fetch to a goroutine of its own, once there are
+// fewer than maxWaiting of them. When ctx ends before, the chain goes back unserved.
+func (d *Device) wait(ctx context.Context, r *vhostuser.Ring, q *request) {
+	q.scratch.list = nil // a large list would wait too
+	select {
+	case d.slots <- struct{}{}:
+	default:
+		r.Flush()
+		select {
+		case d.slots <- struct{}{}:
+		case <-ctx.Done():
+			d.giveBack(r, q)
+			return
+		}
+	}
+	d.stats.waiting.Add(1)
+	go d.readWait(ctx, r, q)
+}
+
 // readWait serves a READ that has to fetch. It owns q. When ctx ends, because the
 // front-end stops the ring, the chain goes back unserved: reads can be done again.
 func (d *Device) readWait(ctx context.Context, r *vhostuser.Ring, q *request) {
 	debug.SetPanicOnFault(true)
 	used, status := d.fetch(ctx, q)
 	d.stats.waiting.Add(-1)
+	<-d.slots
 	if status == fuse.EINTR && ctx.Err() != nil {
-		r.Return(&q.chain)
-		d.free.Put(q)
+		d.giveBack(r, q)
 		return
 	}
 	d.complete(r, q, used)
 	r.Flush()
+}
+
+// giveBack returns a chain unserved.
+func (d *Device) giveBack(r *vhostuser.Ring, q *request) {
+	r.Return(&q.chain)
+	d.free.Put(q)
 }
 
 func (d *Device) fetch(ctx context.Context, q *request) (used int, status fuse.Status) {

@@ -20,6 +20,7 @@ type request struct {
 // is too short for one; what could be read of it is in q.header then.
 func (q *request) parse() bool {
 	clear(q.head[:])
+	q.header = inHeader{} // also if what follows faults
 	n := copyOut(q.head[:], q.chain.Readable, 0)
 	q.header = decodeInHeader(&q.head)
 	// The length in the header informs; the descriptors are what there is.
