@@ -111,9 +111,9 @@ func (v *VM) start(ctx context.Context, o Options) error {
 	if v.output, err = os.Create(v.path("qemu.log")); err != nil {
 		return err
 	}
-	bounded, cancel := context.WithTimeout(ctx, o.Life)
-	v.cancel = cancel
-	v.cmd = exec.CommandContext(bounded, "qemu-system-x86_64", arguments(o, v.dir, parameter)...)
+	ctx, cancel := context.WithCancelCause(ctx)
+	v.cancel = func() { cancel(context.Canceled) }
+	v.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", arguments(o, v.dir, parameter)...)
 	v.cmd.Stdout, v.cmd.Stderr = v.output, v.output
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	v.started = time.Now()
@@ -121,17 +121,33 @@ func (v *VM) start(ctx context.Context, o Options) error {
 		close(v.done)
 		return err
 	}
-	go v.wait(bounded, o.Life)
-	return v.connect(portEnd, qmpEnd)
+	go v.wait(ctx)
+	// The machine lives from when QEMU answers: a busy host may take its time.
+	end := time.AfterFunc(connectTimeout, func() { cancel(lifeError(connectTimeout)) })
+	if err := v.connect(portEnd, qmpEnd); err != nil {
+		return err
+	}
+	end.Stop()
+	time.AfterFunc(o.Life, func() { cancel(lifeError(o.Life)) })
+	return nil
 }
+
+// connectTimeout bounds the time that QEMU takes to open its sockets.
+const connectTimeout = time.Minute
+
+// lifeError says after how long a machine was killed.
+type lifeError time.Duration
+
+func (e lifeError) Error() string { return fmt.Sprintf("machine killed after %v", time.Duration(e)) }
 
 // wait collects the process. A machine that had to be killed failed, whatever its
 // exit status.
-func (v *VM) wait(bounded context.Context, life time.Duration) {
+func (v *VM) wait(ctx context.Context) {
 	err := v.cmd.Wait()
+	var life lifeError
 	switch {
-	case errors.Is(bounded.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("machine killed after %v", life)
+	case errors.As(context.Cause(ctx), &life):
+		err = life
 	case err != nil:
 		err = fmt.Errorf("qemu: %w", err)
 	}
