@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/time/rate"
 )
 
 // levelTrace is below debug, as nydusd's trace is.
@@ -56,7 +60,29 @@ func (l *logFlags) open(stderr io.Writer) (*slog.Logger, func(), error) {
 	if l.format == "json" {
 		handler = slog.NewJSONHandler(sink, options)
 	}
-	return slog.New(handler), func() { sink.Close(); closeFile() }, nil
+	log := slog.New(handler)
+	restore := takeGlobal(log)
+	return log, func() { restore(); sink.Close(); closeFile() }, nil
+}
+
+// takeGlobal sends what libraries write to the global logger to log: one line a
+// second, because a guest can make go-fuse write there as often as it likes, and
+// without waiting for whoever reads stderr. The function it returns undoes that.
+func takeGlobal(log *slog.Logger) (restore func()) {
+	out, flags := stdlog.Writer(), stdlog.Flags()
+	stdlog.SetOutput(&libraryLog{log: log, quiet: rate.Sometimes{Interval: time.Second}})
+	stdlog.SetFlags(0)
+	return func() { stdlog.SetOutput(out); stdlog.SetFlags(flags) }
+}
+
+type libraryLog struct {
+	log   *slog.Logger
+	quiet rate.Sometimes
+}
+
+func (l *libraryLog) Write(line []byte) (int, error) {
+	l.quiet.Do(func() { l.log.Warn("message of a library", "text", string(bytes.TrimSpace(line))) })
+	return len(line), nil
 }
 
 func parseLevel(s string) (slog.Level, error) {

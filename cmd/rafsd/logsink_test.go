@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/rafsd/rafsd/internal/testenv"
 )
@@ -150,4 +152,32 @@ func TestRotationFails(t *testing.T) {
 	if b, err := os.ReadFile(path); err != nil || len(b) != 27 {
 		t.Errorf("log has %d bytes, %v; want all 27", len(b), err)
 	}
+}
+
+// What libraries write to the global logger goes where the log goes, a line a second:
+// a guest decides how much that is (go-fuse, fuse/request.go, parseRequest).
+func TestLibrariesDoNotFloodTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := stdlog.Writer()
+		var out bytes.Buffer
+		flags := logFlags{level: "info", format: "text"}
+		_, closeLog, err := flags.open(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 1000 {
+			stdlog.Printf("Short read for %d", i)
+		}
+		time.Sleep(2 * time.Second) // of the test's own clock
+		stdlog.Print("Short read again")
+		closeLog()
+		if stdlog.Writer() != old {
+			t.Error("the global logger does not write where it did before")
+		}
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		if len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "Short read for 0") ||
+			!strings.Contains(lines[1], "Short read again") {
+			t.Errorf("%d lines %q, want the first and the one after a pause", len(lines), lines)
+		}
+	})
 }
