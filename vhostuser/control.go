@@ -31,7 +31,7 @@ type control struct {
 	kick    *eventFD      // of a started ring; nil: poll
 	done    chan struct{} // closed when the last worker has ended; nil: there is none
 
-	abandoned int // chains that the device did not give back in time
+	abandoned int // chains that the device did not give back when it was last waited for
 }
 
 // errState is wrapped by refusals of a message that comes at the wrong time.
@@ -105,7 +105,8 @@ func (r *Ring) launch(ctx context.Context, dev Device) {
 		return
 	}
 	r.control.working = true
-	r.control.abandoned = min(r.control.abandoned, r.queue.Outstanding())
+	// Nobody could tell these from the chains of the run that begins.
+	r.control.abandoned = 0
 	run, cancel := context.WithCancel(ctx)
 	r.cancel = cancel
 	before, done := r.control.done, make(chan struct{})
@@ -171,7 +172,7 @@ func (r *Ring) halt() {
 
 // await waits until the worker of a halted ring has ended and no chain is with the
 // device; what it completed is flushed. It reports false if ctx ends before. What
-// the device has not given back by then is not waited for again.
+// the device has not given back by then is not waited for again until the ring runs.
 func (r *Ring) await(ctx context.Context) bool {
 	for !r.atRest() {
 		select {

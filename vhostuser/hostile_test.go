@@ -86,6 +86,57 @@ func TestBrokenRing(t *testing.T) {
 	}
 }
 
+// A guest may break a ring and reset the device as often as it likes. The log does
+// not grow with that.
+func TestBreakingRingsDoesNotFloodTheLog(t *testing.T) {
+	var lines lineCount
+	srv, path := serve(t, &echo{}, vhostuser.Config{Log: lines.logger("level=ERROR")})
+	vm, errFD := bootWithErr(t, path)
+	const times = 150
+	started := time.Now()
+	for range times {
+		if err := vm.Rings[1].OfferHead(math.MaxUint16); err != nil {
+			t.Fatal(err)
+		}
+		waitEvent(t, errFD)
+		if _, err := unix.Read(errFD, make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(vm.Reset(), vm.Start()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := srv.Stats().Broken; got != times {
+		t.Errorf("%d rings broken, want %d", got, times)
+	}
+	// The first ones are all there, then one a second.
+	if got, most := lines.load(), 33+int64(time.Since(started)/time.Second); got < 32 || got > most {
+		t.Errorf("%d log lines, want 32 to %d", got, most)
+	}
+}
+
+// A driver decides with which used index a ring starts, and so whether requests
+// seem to be lost: no reason to fill the log either.
+func TestLostRequestsDoNotFloodTheLog(t *testing.T) {
+	var lines lineCount
+	_, path := serve(t, &echo{}, vhostuser.Config{Log: lines.logger("of which there is no log")})
+	vm := vhostusertest.MustBoot(t, path, vhostusertest.Options{})
+	const times = 100
+	started := time.Now()
+	for range times {
+		if err := vm.Reset(); err != nil {
+			t.Fatal(err)
+		}
+		vm.Rings[1].Used.Bytes[2] = 7
+		if err := vm.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, most := lines.load(), 33+int64(time.Since(started)/time.Second); got < 32 || got > most {
+		t.Errorf("%d log lines, want 32 to %d", got, most)
+	}
+}
+
 // hold keeps chains in flight until the ring stops.
 func hold(ctx context.Context, _ *virtq.Chain) error {
 	<-ctx.Done()

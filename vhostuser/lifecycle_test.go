@@ -1,10 +1,13 @@
 package vhostuser_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,6 +157,60 @@ func TestStopIsBounded(t *testing.T) {
 		t.Errorf("the late request was answered %q", b.room[:4])
 	}
 }
+
+// A chain that a device did not give back in time does not stand for one of a later
+// run: a stop waits for that.
+func TestStopWaitsAfterALateRequest(t *testing.T) {
+	late, next := make(gate), make(gate)
+	dev := &echo{gate: func(ctx context.Context, c *virtq.Chain) error {
+		if string(join(c.Readable)) == "late" {
+			return late.stuck(ctx, c)
+		}
+		return next.stuck(ctx, c)
+	}}
+	var warnings lineCount
+	_, path := serve(t, dev, vhostuser.Config{StopTimeout: 50 * time.Millisecond, Log: warnings.logger("not given back")})
+	vm := vhostusertest.MustBoot(t, path, vhostusertest.Options{})
+	r := vm.Rings[1]
+	offer(t, r, request(t, vm, "late"), 0)
+	eventually(t, "request popped", func() bool { return len(dev.seen()) == 1 })
+	if err := errors.Join(vm.Stop(), vm.Start()); err != nil {
+		t.Fatal(err)
+	}
+	offer(t, r, request(t, vm, "next"), 2)
+	eventually(t, "next request popped", func() bool { return len(dev.seen()) == 2 })
+	close(late)
+	finished(t, r, 1)
+	if err := vm.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	// That the wait was in vain is what shows that there was one.
+	if got := warnings.load(); got != 2 {
+		t.Errorf("%d stops waited in vain, want 2", got)
+	}
+	close(next)
+	dev.waits.Wait()
+}
+
+// lineCount counts the lines of a log that contain a text.
+type lineCount struct {
+	text string
+	n    atomic.Int64
+}
+
+func (c *lineCount) logger(text string) *slog.Logger {
+	c.text = text
+	return slog.New(slog.NewTextHandler(c, nil))
+}
+
+func (c *lineCount) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte(c.text)) {
+		c.n.Add(1)
+	}
+	return len(b), nil
+}
+
+func (c *lineCount) load() int64 { return c.n.Load() }
 
 // ENABLE alone is how Cloud Hypervisor pauses.
 func TestPause(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/rafsd/rafsd/vhostuser/virtq"
 )
@@ -47,17 +48,18 @@ var ErrBroken = errors.New("ring broken")
 // Return, Flush and Broken may be called from any goroutine, WaitKick only from
 // ServeRing's.
 type Ring struct {
-	index   int           // immutable
-	pollMax time.Duration // of patience; immutable
-	queue   *virtq.Queue  // immutable
-	log     *slog.Logger  // immutable
-	stats   *counters     // immutable
-	wake    eventSlot     // interrupts WaitKick
-	call    eventSlot     // the driver's notification
-	errs    eventSlot     // tells the front-end that the ring broke
-	halted  atomic.Bool   // Pop finds nothing: the ring is to stop
-	called  atomic.Bool   // the driver was called since the last WaitKick
-	idle    chan struct{} // has a token when a chain ended while halted
+	index   int             // immutable
+	pollMax time.Duration   // of patience; immutable
+	queue   *virtq.Queue    // immutable
+	log     *slog.Logger    // immutable
+	quiet   *rate.Sometimes // for what a guest can cause
+	stats   *counters       // immutable
+	wake    eventSlot       // interrupts WaitKick
+	call    eventSlot       // the driver's notification
+	errs    eventSlot       // tells the front-end that the ring broke
+	halted  atomic.Bool     // Pop finds nothing: the ring is to stop
+	called  atomic.Bool     // the driver was called since the last WaitKick
+	idle    chan struct{}   // has a token when a chain ended while halted
 
 	mu     sync.Mutex
 	broken error              // guarded by mu; nil: not broken
@@ -82,7 +84,7 @@ func newRing(index int, cfg *Config, stats *counters) (*Ring, error) {
 	}
 	r := &Ring{
 		index: index, pollMax: cfg.PollMax, queue: virtq.New(cfg.Limits), stats: stats,
-		log: cfg.Log.With("ring", index), idle: make(chan struct{}, 1),
+		log: cfg.Log.With("ring", index), quiet: cfg.quiet, idle: make(chan struct{}, 1),
 	}
 	r.wake.set(newEventFD(fd))
 	return r, nil
@@ -167,9 +169,9 @@ func (r *Ring) Broken(err error) {
 		return
 	}
 	r.stats.broken.Add(1)
-	r.log.Error("ring broken", "err", err)
+	r.quiet.Do(func() { r.log.Error("ring broken", "err", err) })
 	if err := r.errs.signal(); err != nil {
-		r.log.Warn("the front-end could not be told of the broken ring", "err", err)
+		r.quiet.Do(func() { r.log.Warn("the front-end could not be told of the broken ring", "err", err) })
 	}
 	r.interrupt()
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/rafsd/rafsd/vhostuser/virtq"
 )
@@ -48,9 +49,15 @@ type Config struct {
 	// PollMax bounds how long a ring polls before it sleeps; 0 stands for
 	// DefaultPollMax, a negative value for none.
 	PollMax time.Duration
-	// Log receives what goes wrong; nil for nowhere.
+	// Log receives what goes wrong; nil for nowhere. What a guest can cause is rate
+	// limited.
 	Log *slog.Logger
+
+	quiet *rate.Sometimes // bounds that, for all rings of all sessions
 }
+
+// The first guestLogs lines that a guest causes are logged, then one a second.
+const guestLogs = 32
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Rings == 0 {
@@ -66,6 +73,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.PollMax = DefaultPollMax
 	}
 	c.PollMax = max(c.PollMax, 0)
+	c.quiet = &rate.Sometimes{First: guestLogs, Interval: time.Second}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -120,7 +128,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 				_ = conn.Close()
 			}
 			return nil
-		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ECONNABORTED):
+		case passing(err):
 			s.cfg.Log.Warn("accepting a front-end", "err", err)
 			pause(ctx, acceptPause)
 			continue
@@ -140,6 +148,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		busy.wait()
 		busy = s.serve(ctx, unixConn)
 	}
+}
+
+// passing reports whether accepting may work again soon (accept(2)): that is no
+// reason to leave a front-end that is being served.
+func passing(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // acceptPause lets descriptors become free before the next try to accept.

@@ -108,7 +108,7 @@ func (s *session) setVringKick(m *message) error {
 		return fmt.Errorf("ring %d: %w", r.index, err)
 	}
 	if n := r.queue.Lost(); n > 0 {
-		r.log.Warn("ring starts with requests in flight of which there is no log", "requests", n)
+		r.quiet.Do(func() { r.log.Warn("ring starts with requests in flight of which there is no log", "requests", n) })
 	}
 	r.launch(s.ctx, s.cfg.Device)
 	r.nudge()
