@@ -100,6 +100,21 @@ func (q *Queue) look() (bool, error) {
 func (q *Queue) Return(c *Chain) error {
 	q.popMu.Lock()
 	defer q.popMu.Unlock()
+	return q.returnLocked(c)
+}
+
+// returnStopped is Return if the queue is stopped, and nothing if it runs.
+func (q *Queue) returnStopped(c *Chain) (stopped bool, err error) {
+	q.popMu.Lock()
+	defer q.popMu.Unlock()
+	if q.running {
+		return false, nil
+	}
+	return true, q.returnLocked(c)
+}
+
+// returnLocked is Return. Precondition: popMu is held.
+func (q *Queue) returnLocked(c *Chain) error {
 	defer c.drop()
 	if c.gen != q.gen || c.snap == nil {
 		return fmt.Errorf("%w: head %d", ErrStale, c.Head)

@@ -13,9 +13,12 @@ import (
 // On a queue that has been stopped meanwhile the chain counts as returned.
 func (q *Queue) Push(c *Chain, used uint32) (err error) {
 	q.pushMu.Lock()
-	if !q.running && c.gen == q.gen {
+	for !q.running && c.gen == q.gen {
 		q.pushMu.Unlock()
-		return q.Return(c)
+		if stopped, err := q.returnStopped(c); stopped {
+			return err
+		}
+		q.pushMu.Lock() // it was started meanwhile
 	}
 	defer q.pushMu.Unlock()
 	defer c.drop()

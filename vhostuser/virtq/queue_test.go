@@ -2,6 +2,7 @@ package virtq
 
 import (
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -314,6 +315,35 @@ func TestLateChains(t *testing.T) {
 	}
 	if got := d.q.Outstanding(); got != 2 {
 		t.Errorf("Outstanding = %d, want 2", got)
+	}
+}
+
+// A chain that is pushed just as its queue starts again is used: if it counted as
+// returned, nobody would know that there is something to pop.
+func TestPushWhileTheQueueStarts(t *testing.T) {
+	d := started(t, 8)
+	d.simple(0)
+	for range 50 {
+		d.offer(0)
+		c := d.pop()
+		d.q.lock()
+		d.q.running = false
+		d.q.pushMu.Unlock()
+		pushed := make(chan error)
+		go func() { pushed <- d.q.Push(c, 1) }()
+		for range 1000 {
+			runtime.Gosched() // until it waits for popMu
+		}
+		d.q.pushMu.Lock()
+		d.q.running = true
+		d.q.unlock()
+		if err := <-pushed; err != nil {
+			t.Fatal(err)
+		}
+		if n := len(d.q.parked); n != 0 {
+			t.Fatalf("%d chains returned to a queue that runs, want none", n)
+		}
+		d.publish()
 	}
 }
 
