@@ -46,3 +46,21 @@ func IsFresh(ctx context.Context) bool {
 	fresh, _ := ctx.Value(freshKey{}).(bool)
 	return fresh
 }
+
+type progressKey struct{}
+
+// WithProgress asks reads under ctx to call fn with the number of bytes at the
+// start of p that have arrived, while the rest is still to come. A backend may do
+// so, from the goroutine that called ReadRange. When a read is tried again the
+// number begins anew, and so do the bytes: fn must be done with them when it returns.
+func WithProgress(ctx context.Context, fn func(n int)) context.Context {
+	return context.WithValue(ctx, progressKey{}, fn)
+}
+
+// Progress is what a read under ctx has to call; it does nothing if nobody asked.
+func Progress(ctx context.Context) func(n int) {
+	if fn, ok := ctx.Value(progressKey{}).(func(n int)); ok {
+		return fn
+	}
+	return func(int) {}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/blob/cache"
 	"github.com/rafsd/rafsd/rafs/blob/fetch"
 )
@@ -335,4 +336,68 @@ func TestClose(t *testing.T) {
 			t.Errorf("prefetch after close: %v, want ErrClosed", err)
 		}
 	})
+}
+
+// A chunk that somebody waits for does not wait for its neighbours in the same
+// request, also when those never come, or when its own first bytes were wrong.
+func TestNeighboursComeLater(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil bool  // the first try's first chunk
+		end   error // of the first try
+		later error // for who waits for the last chunk
+		took  time.Duration
+	}{
+		"all comes":             {took: 0},
+		"the rest never comes":  {end: backend.ErrUnavailable, later: backend.ErrUnavailable, took: 0},
+		"wrong, fetched again":  {spoil: true, took: 11 * time.Second},
+		"wrong, and broken off": {spoil: true, end: backend.ErrUnavailable, later: backend.ErrUnavailable, took: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				im := newImage(t, blob.CompressorLZ4Block, blob.DigesterBlake3, repeat(3, 10_000)...)
+				first := int(im.chunks[0].CompressedSize)
+				src := &source{data: im.raw}
+				src.before = func(ctx context.Context, p []byte, off int64) (bool, error) {
+					if backend.IsFresh(ctx) {
+						time.Sleep(time.Second)
+						return false, nil
+					}
+					if len(p) != len(im.raw) {
+						t.Errorf("request for %d bytes at %d, want all in one", len(p), off)
+					}
+					copy(p, im.raw[:first])
+					if tc.spoil {
+						p[5] ^= 1
+					}
+					backend.Progress(ctx)(first - 1)
+					backend.Progress(ctx)(first)
+					time.Sleep(10 * time.Second)
+					if tc.end != nil {
+						return false, tc.end
+					}
+					copy(p[first:], im.raw[first:])
+					return true, nil
+				}
+				e := engine(t, im, fetch.Options{Backend: src, Cache: cache.New(newFolder())})
+				start := time.Now()
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					synctest.Wait() // until the first chunk is on its way
+					segs, want := im.whole(2, 3)
+					if err := read(t, t.Context(), e, segs, want); !errors.Is(err, tc.later) {
+						t.Errorf("last chunk: %v, want %v", err, tc.later)
+					}
+				})
+				segs, want := im.whole(0, 1)
+				err := read(t, t.Context(), e, segs, want)
+				if (err != nil) != (tc.took < 0) {
+					t.Errorf("first chunk: %v", err)
+				}
+				if took := time.Since(start); tc.took >= 0 && took != tc.took {
+					t.Errorf("first chunk took %v, want %v", took, tc.took)
+				}
+				wg.Wait()
+			})
+		})
+	}
 }

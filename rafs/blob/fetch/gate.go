@@ -79,6 +79,20 @@ func (t *ticket) acquire(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// try takes the grant if nobody waits and it fits at once.
+func (t *ticket) try() bool {
+	g := t.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.waiting[demand])+len(g.waiting[prefetch]) > 0 || !g.fits(t.class, t.want) {
+		return false
+	}
+	t.held = t.want
+	g.used[t.class].add(t.held, 1)
+	close(t.granted)
+	return true
+}
+
 // promote makes a ticket of prefetch one of demand: a guest waits for it now.
 func (t *ticket) promote() {
 	g := t.gate

@@ -13,7 +13,8 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob/codec"
 )
 
-// run fetches a batch's range and lands its flights, the wanted ones first.
+// run fetches a batch's range and lands its flights, the wanted ones first, and
+// these as soon as their part has arrived.
 func (e *Engine) run(b *batch) {
 	if err := b.ticket.acquire(b.ctx); err != nil {
 		e.landAll(b, b.flights, err)
@@ -22,40 +23,76 @@ func (e *Engine) run(b *batch) {
 	defer b.ticket.release(1, int64(b.size))
 	body := e.bufs.get(b.size)
 	defer e.bufs.put(body)
-	err := e.request(b, body, b.start)
+	left, err := e.stream(b, body)
 	b.ticket.release(1, 0)
 	if err != nil {
-		for _, f := range b.flights {
+		for _, f := range left {
 			b.ticket.release(0, int64(f.chunk.UncompressedSize))
 		}
-		e.landAll(b, b.flights, err)
+		e.landAll(b, left, err)
 		return
 	}
-	for _, f := range b.order() {
-		at := f.chunk.CompressedOffset - b.start
-		p, err := e.decode(b, f, body[at:at+uint64(f.chunk.CompressedSize)])
+	for _, f := range order(left) {
+		p, err := e.decode(b, f, b.part(body, f))
 		if err != nil {
 			b.ticket.release(0, int64(f.chunk.UncompressedSize))
 			e.landAll(b, []*flight{f}, err)
 			continue
 		}
-		e.fill(f, p.data)
-		e.land(f, p, nil)
-		p.drop()
+		e.finish(f, p)
 	}
 }
 
+// finish keeps what a flight brought and lands it.
+func (e *Engine) finish(f *flight, p *page) {
+	e.fill(f, p.data)
+	e.land(f, p, nil)
+	p.drop()
+}
+
+// stream reads a batch's range and lands the flights that somebody waits for on
+// the way. It returns those that are left: nobody waited, no processor was free, or
+// they are wrong, which is not looked into while the request has a slot.
+func (e *Engine) stream(b *batch, body []byte) (left []*flight, err error) {
+	coming := slices.Clone(b.flights)
+	ctx := backend.WithProgress(b.ctx, func(n int) {
+		coming = slices.DeleteFunc(coming, func(f *flight) bool {
+			if f.chunk.CompressedOffset-b.start+uint64(f.chunk.CompressedSize) > uint64(n) || !f.wanted() {
+				return false
+			}
+			t := e.cpu.ticket(b.class(), 1, 0)
+			if !t.try() {
+				return false
+			}
+			p, err := e.verified(b, f, b.part(body, f), t)
+			if err != nil {
+				left = append(left, f)
+			} else {
+				e.finish(f, p)
+			}
+			return true
+		})
+	})
+	err = e.request(ctx, b, body, b.start)
+	return append(coming, left...), err
+}
+
+// part is where a flight's chunk lies in the body of its batch.
+func (b *batch) part(body []byte, f *flight) []byte {
+	at := f.chunk.CompressedOffset - b.start
+	return body[at : at+uint64(f.chunk.CompressedSize)]
+}
+
 // order is the flights with those that somebody waits for in front.
-func (b *batch) order() []*flight {
-	rank := make(map[*flight]int, len(b.flights))
-	for _, f := range b.flights {
+func order(flights []*flight) []*flight {
+	rank := make(map[*flight]int, len(flights))
+	for _, f := range flights {
 		if !f.wanted() {
 			rank[f] = 1
 		}
 	}
-	out := slices.Clone(b.flights)
-	slices.SortStableFunc(out, func(x, y *flight) int { return cmp.Compare(rank[x], rank[y]) })
-	return out
+	slices.SortStableFunc(flights, func(x, y *flight) int { return cmp.Compare(rank[x], rank[y]) })
+	return flights
 }
 
 func (e *Engine) landAll(b *batch, flights []*flight, err error) {
@@ -69,9 +106,9 @@ func (e *Engine) landAll(b *batch, flights []*flight, err error) {
 }
 
 // request reads a range of the blob and counts that.
-func (e *Engine) request(b *batch, body []byte, off uint64) error {
+func (e *Engine) request(ctx context.Context, b *batch, body []byte, off uint64) error {
 	start := time.Now()
-	err := b.store.source.ReadRange(b.ctx, body, int64(off))
+	err := b.store.source.ReadRange(ctx, body, int64(off))
 	e.stats.request(b.class(), len(body), time.Since(start), err)
 	return err
 }
@@ -80,27 +117,18 @@ func (e *Engine) request(b *batch, body []byte, off uint64) error {
 // what the image says, they are fetched once more, around anything shared, into
 // the same memory.
 func (e *Engine) decode(b *batch, f *flight, raw []byte) (*page, error) {
-	size := int(f.chunk.UncompressedSize)
-	data := e.bufs.get(size)
-	err := e.verify(b, f, data, raw)
+	p, err := e.verify(b, f, raw)
 	if errors.Is(err, blob.ErrDigest) || errors.Is(err, blob.ErrCorrupt) {
 		e.stats.badBackend.Add(1)
 		e.logFailure(f, "backend", err)
 		e.stats.refetches.Add(1)
 		if err = e.refetch(b, f, raw); err == nil {
-			if err = e.verify(b, f, data, raw); err != nil && b.ctx.Err() == nil {
+			if p, err = e.verify(b, f, raw); err != nil && b.ctx.Err() == nil {
 				e.stats.badBackend.Add(1)
 			}
 		}
 	}
-	if err != nil {
-		e.bufs.put(data)
-		return nil, err
-	}
-	return newPage(data, func(p *page) {
-		e.bufs.put(p.data)
-		b.ticket.release(0, int64(size))
-	}), nil
+	return p, err
 }
 
 // refetch holds the batch's memory and asks for a slot only, before all who wait
@@ -112,17 +140,36 @@ func (e *Engine) refetch(b *batch, f *flight, raw []byte) error {
 		return err
 	}
 	defer t.release(1, 0)
-	again := &batch{store: b.store, ticket: t, ctx: backend.Fresh(b.ctx)}
-	return e.request(again, raw, f.chunk.CompressedOffset)
+	again := &batch{store: b.store, ticket: t}
+	return e.request(backend.Fresh(b.ctx), again, raw, f.chunk.CompressedOffset)
 }
 
-// verify decompresses raw into data and checks the digest. Both are private.
-func (e *Engine) verify(b *batch, f *flight, data, raw []byte) error {
+// verify waits for a processor and makes a verified page of raw.
+func (e *Engine) verify(b *batch, f *flight, raw []byte) (*page, error) {
 	t := e.cpu.ticket(b.class(), 1, 0)
 	if err := t.acquire(b.ctx); err != nil {
-		return err
+		return nil, err
 	}
-	defer t.release(1, 0)
+	return e.verified(b, f, raw, t)
+}
+
+// verified decompresses raw into private memory and checks the digest there. It
+// gives back the processor, and with the page the memory that its batch holds.
+func (e *Engine) verified(b *batch, f *flight, raw []byte, cpu *ticket) (*page, error) {
+	defer cpu.release(1, 0)
+	size := int(f.chunk.UncompressedSize)
+	data := e.bufs.get(size)
+	if err := e.decompress(f, data, raw); err != nil {
+		e.bufs.put(data)
+		return nil, err
+	}
+	return newPage(data, func(p *page) {
+		e.bufs.put(p.data)
+		b.ticket.release(0, int64(size))
+	}), nil
+}
+
+func (e *Engine) decompress(f *flight, data, raw []byte) error {
 	start := time.Now()
 	how := f.store.info.Compressor
 	if !f.chunk.Compressed {

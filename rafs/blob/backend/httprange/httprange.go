@@ -108,8 +108,8 @@ const maxSkip = 1 << 20
 
 // Read fills p with the object's bytes from off, out of the answer to a request
 // with Header(off, len(p)). It returns the object's size if the answer tells it,
-// else -1. The caller closes the body.
-func Read(res *http.Response, p []byte, off int64) (total int64, err error) {
+// else -1. On the way it tells progress of bytes of p. The caller closes the body.
+func Read(res *http.Response, p []byte, off int64, progress func(n int)) (total int64, err error) {
 	switch res.StatusCode {
 	case http.StatusPartialContent:
 		if total, err = checkPartial(res, off, len(p)); err != nil {
@@ -131,7 +131,7 @@ func Read(res *http.Response, p []byte, off int64) (total int64, err error) {
 	default:
 		return -1, Status(res)
 	}
-	if n, err := io.ReadFull(res.Body, p); err != nil {
+	if n, err := readFull(res.Body, p, progress); err != nil {
 		return total, fmt.Errorf("%w: body ends after %d of %d bytes: %w", backend.ErrUnavailable, n, len(p), noEOF(err))
 	}
 	if res.StatusCode != http.StatusPartialContent {
@@ -144,6 +144,21 @@ func Read(res *http.Response, p []byte, off int64) (total int64, err error) {
 			backend.ErrUnavailable, len(p), err)
 	}
 	return total, nil
+}
+
+// readFull is io.ReadFull that tells how far it is.
+func readFull(r io.Reader, p []byte, progress func(n int)) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		k, err = r.Read(p[n:])
+		if n += k; k > 0 && n < len(p) {
+			progress(n)
+		}
+	}
+	if n == len(p) {
+		err = nil
+	}
+	return n, err
 }
 
 func noEOF(err error) error {

@@ -72,7 +72,14 @@ func FuzzRead(f *testing.F) {
 			ContentLength: length, Body: io.NopCloser(strings.NewReader(body)),
 		}
 		p := make([]byte, n)
-		if _, err := httprange.Read(res, p, off); err != nil {
+		told := 0
+		progress := func(k int) {
+			if k <= told || k >= n {
+				t.Errorf("progress %d after %d of %d", k, told, n)
+			}
+			told = k
+		}
+		if _, err := httprange.Read(res, p, off, progress); err != nil {
 			return
 		}
 		want := body

@@ -53,7 +53,7 @@ func (r *reader) ReadRange(ctx context.Context, p []byte, off int64) error {
 		return ctx.Err()
 	}
 	return r.do(ctx, httprange.Header(off, len(p)), func(res *http.Response) error {
-		_, err := httprange.Read(res, p, off)
+		_, err := httprange.Read(res, p, off, backend.Progress(ctx))
 		return err
 	})
 }

@@ -337,3 +337,24 @@ func TestConnectionsAreReused(t *testing.T) {
 		t.Errorf("60 requests in turn made %d connections, want at most 2", got)
 	}
 }
+
+// A read tells what of it has arrived, and that is right already.
+func TestProgress(t *testing.T) {
+	s, o := serve(t)
+	data := backendtest.Data(1<<20, 1)
+	r := open(t, o, s.Put(data))
+	p := make([]byte, len(data)-100)
+	told := 0
+	ctx := backend.WithProgress(t.Context(), func(n int) {
+		if n <= told || n >= len(p) || !bytes.Equal(p[:n], data[100:100+n]) {
+			t.Errorf("%d bytes arrived after %d of %d, or they are wrong", n, told, len(p))
+		}
+		told = n
+	})
+	if err := r.ReadRange(ctx, p, 100); err != nil || !bytes.Equal(p, data[100:]) {
+		t.Errorf("wrong bytes, or %v", err)
+	}
+	if told == 0 {
+		t.Error("nothing was told of a megabyte on its way")
+	}
+}
