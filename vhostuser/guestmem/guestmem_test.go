@@ -308,6 +308,29 @@ func TestPinsKeepMappings(t *testing.T) {
 	}
 }
 
+// Who took a pin before a change that came in between still uses the region.
+func TestGoneWaitsForOlderPins(t *testing.T) {
+	f := memfd(t, 4*page)
+	a := Region{GuestPhys: 0, Size: page, UserAddr: 0x10000}
+	b := Region{GuestPhys: page, Size: page, UserAddr: 0x20000, MmapOffset: page}
+	m := memory(t, f, a)
+	first := m.Pin()
+	if err := m.Add(b, int(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	old, err := m.Remove(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isGone(old) {
+		t.Error("the region is said to be gone, and a request still has it")
+	}
+	first.Unpin()
+	if !isGone(old) {
+		t.Error("nobody has the region, and it is not gone")
+	}
+}
+
 func TestLatePin(t *testing.T) {
 	m := memory(t, memfd(t, page), Region{Size: page})
 	s := m.Pin()

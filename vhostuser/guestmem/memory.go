@@ -126,6 +126,10 @@ func (m *Memory) mapsLocked() []*mapping {
 func (m *Memory) swapLocked(s *Snapshot) *Snapshot {
 	old := m.cur.Swap(s)
 	if old != nil {
+		if s != nil {
+			s.Pin()
+			old.next = s
+		}
 		old.Unpin()
 	}
 	return old

@@ -21,6 +21,7 @@ const dead = math.MinInt64 / 2
 type Snapshot struct {
 	maps []*mapping    // sorted by guest address; immutable
 	gone chan struct{} // closed once the last pin has gone
+	next *Snapshot     // the one after, pinned until this one is gone; nil: none yet
 
 	pins atomic.Int64
 }
@@ -55,9 +56,13 @@ func (s *Snapshot) Unpin() {
 		m.release()
 	}
 	close(s.gone)
+	if s.next != nil {
+		s.next.Unpin()
+	}
 }
 
-// Gone is closed once nobody holds a pin any more.
+// Gone is closed once nobody holds a pin any more, on s or on one before it, whose
+// regions s may have had, too.
 func (s *Snapshot) Gone() <-chan struct{} { return s.gone }
 
 // Regions is the number of regions.
