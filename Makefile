@@ -29,7 +29,7 @@ test: ## all tests; ends with what was skipped and why [PKG=./rafs/...]
 race: ## all tests but those with virtual machines, with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
 
-fuzz: ## each fuzz target for FUZZTIME=30s
+fuzz: ## each fuzz target for FUZZTIME=30s [FUZZTIME=10m]
 	@for pkg in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 			echo "$$pkg $$target"; \
@@ -42,10 +42,10 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-bench: build ## compare with the other daemons that are installed [BENCHFLAGS=...]
+bench: build ## compare with the daemons that are installed; docs/benchmarks.md says how to read it [BENCHFLAGS="-rounds 3"]
 	go run ./e2e/bench -rafsd bin/rafsd $(BENCHFLAGS)
 
-bench-peers: ## install the daemons that bench compares with
+bench-peers: ## install nydusd, nydus-image and virtiofsd, which bench compares with (cargo, about eight minutes)
 	sh e2e/bench/peers.sh
 
 clean: ## remove what build made; the cache of kernels and images stays
