@@ -149,10 +149,16 @@ func (q *Queue) takeUpLocked(c Config, used uint16) error {
 		q.lost = c.Base - used
 		return nil
 	}
+	// Until the log has been read, the next try must not take this for a run.
+	q.size = 0
 	if ran {
 		q.inflight.clear()
 	}
-	return q.resubmitLocked()
+	if err := q.resubmitLocked(c.Size); err != nil {
+		return err
+	}
+	q.size = c.Size
+	return nil
 }
 
 // forgetLocked makes all heads idle and begins a new run.
@@ -169,9 +175,9 @@ func (q *Queue) forgetLocked(size int) {
 	}
 }
 
-// resubmitLocked parks what the in-flight region says is in flight.
-func (q *Queue) resubmitLocked() error {
-	heads, counter, err := q.inflight.recover(q.usedIdx, q.size)
+// resubmitLocked parks what the in-flight region says is in flight, below size.
+func (q *Queue) resubmitLocked(size int) error {
+	heads, counter, err := q.inflight.recover(q.usedIdx, size)
 	if err != nil {
 		return err
 	}
