@@ -229,11 +229,7 @@ func TestMalformedChains(t *testing.T) {
 // lives, and so does the next front-end.
 func TestMemoryVanishes(t *testing.T) {
 	_, path := serve(t, &echo{}, vhostuser.Config{})
-	vm := vhostusertest.MustBoot(t, path, vhostusertest.Options{})
-	fd := eventfd(t, unix.EFD_NONBLOCK)
-	if err := vm.Front.TellU64(vhostuser.ReqSetVringErr, 1, fd); err != nil {
-		t.Fatal(err)
-	}
+	vm, fd := bootWithErr(t, path)
 	exchange(t, vm, 1, "before")
 	if err := vm.Memory.Truncate(0); err != nil {
 		t.Fatal(err)
