@@ -39,14 +39,18 @@ type batch struct {
 
 func keyOf(c *blob.Chunk) chunkKey { return chunkKey{c.Blob.Index, c.Index} }
 
+// foreign reports whether c is not what the catalog says of its number.
+func (e *Engine) foreign(c *blob.Chunk) bool {
+	known, ok := e.opts.Catalog.Chunk(c.Blob.Index, c.Index)
+	return !ok || known.UncompressedOffset != c.UncompressedOffset ||
+		known.UncompressedSize != c.UncompressedSize || known.Digest != c.Digest
+}
+
 // joinFlight puts w in line for a chunk. It returns the flight if that is new and
 // to be started by the caller, who waits for it and so keeps it.
 func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 	s := e.store(c.Blob)
-	known, ok := e.opts.Catalog.Chunk(c.Blob.Index, c.Index)
-	foreign := !ok || known.UncompressedOffset != c.UncompressedOffset ||
-		known.UncompressedSize != c.UncompressedSize || known.Digest != c.Digest
-	if foreign {
+	if e.foreign(&c) {
 		// Nobody shares it.
 		f := &flight{store: s, chunk: c, foreign: true, waiters: []*waiter{w}}
 		w.flight = f
@@ -56,7 +60,7 @@ func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 	defer s.mu.Unlock()
 	if f := s.flights[c.Index]; f != nil {
 		e.stats.joined.Add(1)
-		w.flight = f
+		w.flight, w.late = f, !w.again
 		f.waiters = append(f.waiters, w)
 		if f.batch != nil {
 			f.batch.ticket.promote()

@@ -1,6 +1,7 @@
 package fetch_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -338,6 +339,50 @@ func TestClose(t *testing.T) {
 	})
 }
 
+// Who joins a fetch that is about to give up gets a time of their own: an outage
+// fails nobody before that.
+func TestJoiningLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		im := newImage(t, blob.CompressorNone, blob.DigesterBlake3, 5000)
+		start := time.Now()
+		back := make(chan struct{})
+		src := &source{data: im.raw, before: func(ctx context.Context, _ []byte, _ int64) (bool, error) {
+			select {
+			case <-back:
+				return false, nil
+			case <-ctx.Done():
+				return false, ctx.Err()
+			}
+		}}
+		e := engine(t, im, fetch.Options{Backend: src, Timeout: 10 * time.Second})
+		segs, want := im.whole(0, 1)
+		var wg sync.WaitGroup
+		for _, r := range []struct {
+			at, end time.Duration
+			err     error
+		}{
+			{0, 10 * time.Second, fetch.ErrTimeout}, {2 * time.Second, 20 * time.Second, fetch.ErrTimeout},
+			{9 * time.Second, 20 * time.Second, fetch.ErrTimeout}, {19 * time.Second, 25 * time.Second, nil},
+		} {
+			wg.Go(func() {
+				time.Sleep(r.at)
+				if err := read(t, t.Context(), e, segs, want); !errors.Is(err, r.err) {
+					t.Errorf("reader who came at %v: %v, want %v", r.at, err, r.err)
+				}
+				if took := time.Since(start); took != r.end {
+					t.Errorf("reader who came at %v was done at %v, want %v", r.at, took, r.end)
+				}
+			})
+		}
+		time.Sleep(25 * time.Second)
+		close(back)
+		wg.Wait()
+		if n := src.requests.Load(); n != 3 {
+			t.Errorf("%d requests, want one after the other: 3", n)
+		}
+	})
+}
+
 // A chunk that somebody waits for does not wait for its neighbours in the same
 // request, also when those never come, or when its own first bytes were wrong.
 func TestNeighboursComeLater(t *testing.T) {
@@ -361,6 +406,9 @@ func TestNeighboursComeLater(t *testing.T) {
 					if backend.IsFresh(ctx) {
 						time.Sleep(time.Second)
 						return false, nil
+					}
+					if off != 0 && tc.end != nil {
+						return false, tc.end // of who came late and tries alone
 					}
 					if len(p) != len(im.raw) {
 						t.Errorf("request for %d bytes at %d, want all in one", len(p), off)
@@ -399,5 +447,25 @@ func TestNeighboursComeLater(t *testing.T) {
 				wg.Wait()
 			})
 		})
+	}
+}
+
+// A chunk that is not what the catalog says is not put into the cache, where
+// another one has that place.
+func TestPrefetchOfAForeignChunk(t *testing.T) {
+	im := newImage(t, blob.CompressorNone, blob.DigesterBlake3, repeat(2, 5000)...)
+	e := engine(t, im, fetch.Options{Cache: cache.New(newFolder()), Amplify: -1})
+	segs, want := im.whole(0, 1)
+	if err := read(t, t.Context(), e, segs, want); err != nil {
+		t.Fatal(err)
+	}
+	c := im.chunks[1]
+	c.UncompressedOffset = im.chunks[0].UncompressedOffset
+	if err := e.Prefetch(t.Context(), slices.Values([]blob.Chunk{c})); err != nil {
+		t.Error(err)
+	}
+	got := make([]byte, 5000)
+	if _, err := e.ReadReady(im.info, [][]byte{got}, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("ready chunk 0 has wrong bytes, or %v", err)
 	}
 }

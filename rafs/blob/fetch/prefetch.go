@@ -61,7 +61,7 @@ func (p *prefetching) add(ctx context.Context, c blob.Chunk) error {
 	if c.Index >= s.count || s.isReady(c.Index) || s.cache.Present(c.Index) {
 		return ctx.Err()
 	}
-	if known, ok := p.e.opts.Catalog.Chunk(c.Blob.Index, c.Index); !ok || known.Digest != c.Digest {
+	if p.e.foreign(&c) {
 		return ctx.Err()
 	}
 	full := p.bytes+int(c.CompressedSize) > p.e.opts.MaxRange

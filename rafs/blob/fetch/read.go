@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 )
 
 // Read fills the start of dst with the segments, one after the other, and returns
@@ -38,6 +39,11 @@ func (e *Engine) Read(ctx context.Context, segs []blob.Segment, dst [][]byte) (i
 	for r.left > 0 {
 		select {
 		case w := <-r.arrived:
+			if w.err != nil && w.late && !final(w.err) {
+				w.late, w.again, w.flight, w.err = false, true, nil, nil
+				r.launch()
+				continue
+			}
 			r.left--
 			if w.err != nil {
 				return 0, w.err
@@ -73,10 +79,18 @@ type waiter struct {
 	seg    int
 	to     chan<- *waiter // has room for all waiters of the read
 	flight *flight
+	// late marks one who joined a flight that others had begun, and whose time to
+	// try may be up: then it tries again, once.
+	late, again bool
 	// page and err are the outcome, set before the waiter is sent. The page is
 	// held for the waiter.
 	page *page
 	err  error
+}
+
+// final reports whether another flight for the same chunk would end in the same way.
+func final(err error) bool {
+	return backend.Permanent(err) || errors.Is(err, blob.ErrDigest) || errors.Is(err, blob.ErrCorrupt)
 }
 
 // check bounds what the segments ask for.
