@@ -54,6 +54,7 @@ func (e *echo) ServeRing(ctx context.Context, r *vhostuser.Ring) error {
 
 func (e *echo) serve(ctx context.Context, r *vhostuser.Ring, c *virtq.Chain, bad error) {
 	data := join(c.Readable)
+	e.waits.Add(1) // before it is seen, and then waited for
 	e.mu.Lock()
 	e.popped = append(e.popped, string(data))
 	if bad != nil {
@@ -63,17 +64,20 @@ func (e *echo) serve(ctx context.Context, r *vhostuser.Ring, c *virtq.Chain, bad
 	switch {
 	case bad != nil:
 		r.Complete(c, 0)
+		e.waits.Done()
 	case e.gate == nil:
 		r.Complete(c, scatter(c.Writable, data))
+		e.waits.Done()
 	default:
-		e.waits.Go(func() {
+		go func() {
+			defer e.waits.Done()
 			if err := e.gate(ctx, c); err != nil {
 				r.Return(c)
 				return
 			}
 			r.Complete(c, scatter(c.Writable, data))
 			r.Flush()
-		})
+		}()
 	}
 }
 
