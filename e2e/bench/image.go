@@ -51,7 +51,7 @@ func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, 
 		}
 		return &image{tree: tree, maker: "nydus-image", bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
 	}
-	program := find(ours(o))
+	program := find(ownPrograms(o))
 	if program == "" {
 		return nil, errors.New("neither nydus-image nor rafsd is there to make an image: make build, or make bench-peers")
 	}
@@ -59,15 +59,30 @@ func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, 
 	if err != nil {
 		return nil, err
 	}
-	// Another build may write another image.
-	made := filepath.Join(cache, fmt.Sprintf("image-%s-rafsd-%x", filepath.Base(tree), build[:6]))
+	// Another build may write another image; those of earlier ones are of no use.
+	ours := filepath.Join(cache, "image-"+filepath.Base(tree)+"-rafsd-")
+	made := fmt.Sprintf("%s%x", ours, build[:6])
 	if err := once(made, func(tmp string) error { return convertTree(ctx, program, tree, tmp) }); err != nil {
 		return nil, fmt.Errorf("make an image: %w", err)
+	}
+	if err := removeOthers(ours, made); err != nil {
+		return nil, err
 	}
 	return &image{
 		tree: tree, maker: "rafsd convert", bootstrap: filepath.Join(made, "image.boot"),
 		blobs: filepath.Join(made, "rafs", "blobs", "sha256"),
 	}, nil
+}
+
+// removeOthers removes the folders whose names begin with prefix, but for one.
+func removeOthers(prefix, keep string) error {
+	all, err := filepath.Glob(prefix + "*")
+	for _, dir := range all {
+		if dir != keep {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	return err
 }
 
 // once makes the folder dir unless it is there, whole or not at all.

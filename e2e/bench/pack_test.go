@@ -117,6 +117,19 @@ func TestAims(t *testing.T) {
 	}
 }
 
+// Images of earlier builds go, nothing else does.
+func TestRemoveOthers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"image-x", "image-x-rafsd-1", "image-x-rafsd-2"} {
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o755))
+	}
+	must(t, removeOthers(filepath.Join(dir, "image-x-rafsd-"), filepath.Join(dir, "image-x-rafsd-2")))
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 2 || filepath.Base(left[0]) != "image-x" || filepath.Base(left[1]) != "image-x-rafsd-2" {
+		t.Errorf("left = %q, %v, want image-x and image-x-rafsd-2", left, err)
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

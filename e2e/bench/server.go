@@ -27,8 +27,8 @@ type server struct {
 	args     func(img *image, sock, config string) []string
 }
 
-// ours returns where our own program may be.
-func ours(o *options) []string {
+// ownPrograms returns where our own program may be.
+func ownPrograms(o *options) []string {
 	if given := *o.programs["rafsd"]; given != "" {
 		return []string{given}
 	}
