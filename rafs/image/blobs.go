@@ -48,11 +48,19 @@ func checkBlob(off uint64, b *blob.Info, inlineID string) error {
 	return nil
 }
 
-// checkUnique refuses a blob table with an id twice: both would have one cache
-// file.
-func checkUnique(off uint64, blobs []*blob.Info) error {
+// maxChunks bounds the chunks that all blobs of an image claim together: whoever
+// opens it goes through them. At the smallest chunk size it is 256 GiB.
+const maxChunks = 1 << 26
+
+// checkBlobs refuses a blob table with an id twice, since both would have one cache
+// file, and one that claims too many chunks.
+func checkBlobs(off uint64, blobs []*blob.Info) error {
 	seen := make(map[string]uint32, len(blobs))
+	var chunks uint64
 	for _, b := range blobs {
+		if chunks += uint64(b.ChunkCount); chunks > maxChunks {
+			return corrupt(off, "blobs 0 to %d have %d chunks, limit %d", b.Index, chunks, maxChunks)
+		}
 		if first, ok := seen[b.ID]; ok {
 			return corrupt(off, "blobs %d and %d are both %s", first, b.Index, b.ID)
 		}

@@ -133,7 +133,7 @@ func (o *v5Open) readBlobs() error {
 		}
 		o.im.blobs = append(o.im.blobs, b)
 	}
-	return checkUnique(at, o.im.blobs)
+	return checkBlobs(at, o.im.blobs)
 }
 
 // readPrefetch reads the prefetch table: numbers of inodes, up to a zero.

@@ -200,7 +200,7 @@ func (o *v6Open) readBlobs() error {
 		}
 		o.im.blobs = append(o.im.blobs, b)
 	}
-	return checkUnique(o.ext.BlobTableOffset, o.im.blobs)
+	return checkBlobs(o.ext.BlobTableOffset, o.im.blobs)
 }
 
 // readChunks reads the chunk table. It is what gives v6 data its digests.

@@ -31,19 +31,9 @@ func Decode(c blob.Compressor, dst, src []byte) error {
 		return fmt.Errorf("%w: %v chunk of %d bytes from %d, limit %d",
 			blob.ErrCorrupt, c, len(dst), len(src), blob.MaxChunkSize)
 	}
-	var n int
-	var err error
-	switch c {
-	case blob.CompressorNone:
-		// A longer src shows as a wrong size below.
-		copy(dst, src)
-		n = len(src)
-	case blob.CompressorLZ4Block:
-		n, err = lz4.UncompressBlock(src, dst)
-	case blob.CompressorZstd:
-		n, err = decodeZstd(dst, src)
-	default:
-		return fmt.Errorf("decode %v: %w", c, errors.ErrUnsupported)
+	n, err := decoderOf(c).decode(dst, src)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("decode %v: %w", c, err)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %v chunk of %d bytes from %d: %v", blob.ErrCorrupt, c, len(dst), len(src), err)
@@ -52,6 +42,34 @@ func Decode(c blob.Compressor, dst, src []byte) error {
 		return fmt.Errorf("%w: %v chunk of %d bytes from %d: got %d bytes", blob.ErrCorrupt, c, len(dst), len(src), n)
 	}
 	return nil
+}
+
+// decoder decodes one chunk and returns the size of its output.
+type decoder func(dst, src []byte) (int, error)
+
+func decoderOf(c blob.Compressor) decoder {
+	switch c {
+	case blob.CompressorNone:
+		// A longer src shows as a wrong size.
+		return func(dst, src []byte) (int, error) { copy(dst, src); return len(src), nil }
+	case blob.CompressorLZ4Block:
+		return func(dst, src []byte) (int, error) { return lz4.UncompressBlock(src, dst) }
+	case blob.CompressorZstd:
+		return decodeZstd
+	default:
+		return func([]byte, []byte) (int, error) { return 0, errors.ErrUnsupported }
+	}
+}
+
+// decode turns a panic into an error: a decoder that stumbles over a stranger's
+// bytes must not end the process, which serves others.
+func (f decoder) decode(dst, src []byte) (n int, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			n, err = 0, fmt.Errorf("decoder panicked: %v", v)
+		}
+	}()
+	return f(dst, src)
 }
 
 // decoders holds idle zstd decoders. One that was only used through DecodeAll
@@ -71,8 +89,8 @@ var decoders = sync.Pool{New: func() any {
 
 func decodeZstd(dst, src []byte) (int, error) {
 	d := decoders.Get().(*zstd.Decoder)
-	defer decoders.Put(d)
 	out, err := d.DecodeAll(src, dst[:0:len(dst)])
+	decoders.Put(d) // not after a panic
 	if err != nil {
 		return 0, err
 	}

@@ -217,8 +217,9 @@ func Status(res *http.Response) error {
 	return e
 }
 
-// maxRetryAfter bounds what we honour of a Retry-After.
-const maxRetryAfter = time.Hour
+// maxRetryAfter bounds what we honour of a Retry-After. Every read of a source waits
+// for it, so one odd answer must not close the source for longer than a read lasts.
+const maxRetryAfter = 30 * time.Second
 
 // retryAfter reads Retry-After, seconds or a date (RFC 9110 §10.2.3).
 func retryAfter(res *http.Response) time.Duration {

@@ -99,7 +99,7 @@ func TestStatus(t *testing.T) {
 			t.Fatal(err)
 		}
 		for header, want := range map[string]time.Duration{
-			"": 0, "7": 7 * time.Second, "-1": 0, "soon": 0, "99999999999": time.Hour,
+			"": 0, "7": 7 * time.Second, "-1": 0, "soon": 0, "99999999999": 30 * time.Second,
 			time.Now().UTC().Add(30 * time.Second).Format(http.TimeFormat): 30 * time.Second,
 			time.Now().UTC().Add(-time.Minute).Format(http.TimeFormat):     0,
 		} {
