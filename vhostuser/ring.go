@@ -58,7 +58,6 @@ type Ring struct {
 	call    eventSlot       // the driver's notification
 	errs    eventSlot       // tells the front-end that the ring broke
 	halted  atomic.Bool     // Pop finds nothing: the ring is to stop
-	called  atomic.Bool     // the driver was called since the last WaitKick
 	idle    chan struct{}   // has a token when a chain ended while halted
 
 	mu     sync.Mutex
@@ -153,7 +152,6 @@ func (r *Ring) Flush() {
 	notify, err := r.queue.Publish()
 	if err == nil && notify {
 		r.stats.calls.Add(1)
-		r.called.Store(true)
 		err = r.call.signal()
 	}
 	if err != nil {

@@ -22,9 +22,9 @@ const (
 	// DefaultStopTimeout is short enough for a front-end that holds all its
 	// virtual processors while it waits for a ring to stop.
 	DefaultStopTimeout = 2 * time.Second
-	// DefaultPollMax is about what a sleep and a wake-up cost both sides, times
-	// the few requests that come in a row.
-	DefaultPollMax = 50 * time.Microsecond
+	// DefaultPollMax is about what it takes a processor of a virtual machine to
+	// wake up, which is what polling spares.
+	DefaultPollMax = 100 * time.Microsecond
 	// MaxRings is what the index of SET_VRING_KICK has room for.
 	MaxRings = 256
 )

@@ -13,29 +13,24 @@ import (
 // WaitKick waits until Pop may find a chain, or until ctx ends, whose error it
 // returns then. It may return early; the caller pops. It flushes first.
 //
-// Waking from a sleep costs some microseconds on either side, so it polls the ring
-// first if requests have lately come soon after the last one: see patience. It does
-// not where the driver has just been called: a driver that sleeps needs a processor
-// to wake up on, and it may be ours. While it polls and until it sleeps the driver
-// is not asked for kicks. It sleeps in poll(2), which wakes in a third of the time
-// that the netpoller takes.
+// Waking from a sleep costs a processor's wake-up on either side, so it polls the
+// ring first where that has lately ended waits sooner: see patience. While it polls
+// and until it sleeps the driver is not asked for kicks. It sleeps in poll(2), which
+// wakes in a third of the time that the netpoller takes.
 func (r *Ring) WaitKick(ctx context.Context) error {
 	r.Flush()
 	start := time.Now()
 	if stop := cmp.Or(ctx.Err(), r.worker.ctx.Err()); stop != nil {
 		return stop
 	}
-	var polled time.Duration
-	if !r.called.Swap(false) {
-		polled = r.worker.patience.next()
-	}
-	if done, err := r.spin(ctx, start, polled); done || err != nil {
+	budget := r.worker.patience.next()
+	defer func() { r.worker.patience.waited(budget > 0, time.Since(start)) }()
+	if done, err := r.spin(ctx, start, budget); done || err != nil {
 		return err
 	}
 	more, err := r.queue.EnableNotify()
 	if err == nil && !more {
 		err = r.sleep(ctx)
-		r.worker.patience.slept(polled, time.Since(start))
 	}
 	if err != nil {
 		r.Broken(err)
@@ -63,7 +58,6 @@ func (r *Ring) spin(ctx context.Context, start time.Time, budget time.Duration) 
 			}
 			if more {
 				r.stats.spins.Add(1)
-				r.worker.patience.paid()
 				return true, nil
 			}
 		}
@@ -106,42 +100,60 @@ func (r *Ring) sleep(ctx context.Context) error {
 	return nil
 }
 
-// patience decides for how long a wait polls. It is KVM's halt polling (Linux,
-// Documentation/virt/kvm/halt-polling.rst) for rings: a sleep that turned out to be
-// short earns polling for twice that time, a long one ends it, so that an idle ring
-// uses no processor time. Polling that was in vain, as on a machine where the other
-// side waits for our processor, is paid for with waits that do not poll.
+// patience decides whether a wait polls before it sleeps, by what either has cost
+// lately. Which is better depends on the machine, not on the guest alone: where a
+// processor is free, a driver that is called needs its processor to wake up, and
+// polling spares us the same; where none is free, it waits for ours, and polling is
+// what it waits for. So both are tried, the one that ended waits later only once in
+// a while. A ring whose last wait was long is idle and does not poll at all.
 type patience struct {
-	max    time.Duration // 0: never poll; immutable
-	budget time.Duration // for which a wait polls
-	debt   int           // waits that do not poll before the next one that does
-	fine   int           // the debt for the next time in vain
+	max    time.Duration // for which a wait polls; 0: never; immutable
+	polled average       // of waits that polled first
+	slept  average       // of waits that did not
+	busy   bool          // the last wait was no longer than twice max
+	turn   int           // waits since the worse way was tried
 }
 
-// maxFine bounds the waits between two attempts to poll.
-const maxFine = 63
+// tryEvery is how many waits pass between two tries of the worse way.
+const tryEvery = 64
 
 // next returns for how long this wait polls.
 func (p *patience) next() time.Duration {
-	if p.debt > 0 {
-		p.debt--
+	if p.max == 0 || !p.busy {
 		return 0
 	}
-	return p.budget
+	poll := p.polled.known && (!p.slept.known || p.polled.mean <= p.slept.mean)
+	if p.turn++; p.turn >= tryEvery {
+		p.turn, poll = 0, !poll
+	}
+	if !poll {
+		return 0
+	}
+	return p.max
 }
 
-// paid tells that polling found something.
-func (p *patience) paid() { p.fine = 0 }
-
-// slept tells how long a wait took that polling for polled, if any, did not end.
-func (p *patience) slept(polled, wait time.Duration) {
-	if polled > 0 {
-		p.fine = min(2*p.fine+1, maxFine)
-		p.debt = p.fine
+// waited tells how long a wait took, and whether it polled first.
+func (p *patience) waited(polled bool, took time.Duration) {
+	p.busy = took <= 2*p.max
+	// One long thought of the guest says nothing of either way.
+	took = min(took, 2*p.max)
+	if polled {
+		p.polled.add(took)
+	} else {
+		p.slept.add(took)
 	}
-	if wait > p.max {
-		p.budget = 0
+}
+
+// average is a moving average of durations.
+type average struct {
+	mean  time.Duration
+	known bool
+}
+
+func (a *average) add(d time.Duration) {
+	if !a.known {
+		a.mean, a.known = d, true
 		return
 	}
-	p.budget = min(2*wait, p.max)
+	a.mean += (d - a.mean) / 8
 }

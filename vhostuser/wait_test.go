@@ -7,53 +7,60 @@ import (
 
 const us = time.Microsecond
 
-// wait is one wait: what polling it was allowed, and how it ended.
-type wait struct {
-	want time.Duration // polling
-	took time.Duration // 0: polling ended it
+// live plays n waits. Where a wait polls it takes polled, otherwise slept. It returns
+// how many polled.
+func live(p *patience, n int, polled, slept time.Duration) (polls int) {
+	for range n {
+		took := slept
+		budget := p.next()
+		if budget > 0 {
+			polls++
+			took = polled
+		}
+		p.waited(budget > 0, took)
+	}
+	return polls
 }
 
 func TestPatience(t *testing.T) {
 	for _, tc := range []struct {
-		name  string
-		max   time.Duration
-		waits []wait
+		name          string
+		max           time.Duration
+		polled, slept time.Duration
+		least, most   int // polls in 10,000 waits
 	}{
-		{"idle", 50 * us, []wait{{0, time.Second}, {0, time.Second}, {0, 51 * us}}},
-		{"busy", 50 * us, []wait{{0, 10 * us}, {20 * us, 0}, {20 * us, 0}}},
-		{"at most max", 50 * us, []wait{{0, 50 * us}, {50 * us, 0}}},
-		{"one long wait ends it", 50 * us, []wait{{0, 10 * us}, {20 * us, time.Second}, {0, time.Second}, {0, time.Second}}},
-		{"in vain twice", 50 * us, []wait{
-			{0, 10 * us}, {20 * us, 30 * us}, // one wait of debt
-			{0, 10 * us}, {20 * us, 30 * us}, // three
-			{0, 10 * us}, {0, 10 * us}, {0, 10 * us}, {20 * us, 0}, // paid at last
-			{20 * us, 30 * us}, {0, 10 * us}, {20 * us, 0}, // and begins with one again
-		}},
-		{"never", 0, []wait{{0, 1}, {0, 1}, {0, 0}, {0, 1}}},
+		{"polling spares a wake-up", 100 * us, 40 * us, 90 * us, 9000, 10000},
+		{"the driver waits for our processor", 100 * us, 110 * us, 10 * us, 1, 200},
+		{"polling in vain", 100 * us, 150 * us, 50 * us, 1, 200},
+		{"idle", 100 * us, time.Second, time.Second, 0, 0},
+		{"slower than polling can wait", 100 * us, 201 * us, 201 * us, 0, 0},
+		{"never", 0, us, us, 0, 0},
 	} {
 		p := patience{max: tc.max}
-		for i, w := range tc.waits {
-			polled := p.next()
-			if polled != w.want {
-				t.Errorf("%s: wait %d polls for %v, want %v", tc.name, i, polled, w.want)
-			}
-			if w.took == 0 {
-				p.paid()
-			} else {
-				p.slept(polled, w.took)
-			}
+		if got := live(&p, 10000, tc.polled, tc.slept); got < tc.least || got > tc.most {
+			t.Errorf("%s: polled %d times, want %d to %d", tc.name, got, tc.least, tc.most)
 		}
 	}
-	p := patience{max: 50 * us, budget: 10 * us}
-	polls := 0
-	for range 1000 {
-		polled := p.next()
-		if polled > 0 {
-			polls++
-		}
-		p.slept(polled, 20*us)
+}
+
+func TestPatienceFollowsTheMachine(t *testing.T) {
+	p := patience{max: 100 * us}
+	live(&p, 2000, 40*us, 90*us)
+	live(&p, 5000, 150*us, 10*us) // the machine becomes busy
+	if got := live(&p, 1000, 150*us, 10*us); got > 20 {
+		t.Errorf("polled %d times of 1000 on a machine that became busy, want at most 20", got)
 	}
-	if polls > 25 {
-		t.Errorf("polled %d times in vain in 1000 waits, want at most 25", polls)
+	live(&p, 5000, 40*us, 90*us) // and free again
+	if got := live(&p, 1000, 40*us, 90*us); got < 950 {
+		t.Errorf("polled %d times of 1000 on a machine that became free, want at least 950", got)
+	}
+}
+
+func TestPatienceEndsWithTheLastRequest(t *testing.T) {
+	p := patience{max: 100 * us}
+	live(&p, 2000, 40*us, 90*us)
+	p.waited(p.next() > 0, time.Second)
+	if got := p.next(); got != 0 {
+		t.Errorf("after a second without a request the next wait polls for %v", got)
 	}
 }
