@@ -123,8 +123,9 @@ func TestBothVersionsMeanTheSame(t *testing.T) {
 		if diff := cmp.Diff(want, c, same); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
-		if len(notes) != 1 || !strings.Contains(notes[0].String(), "proxy: this version goes to the source directly") {
-			t.Errorf("%s: notes %v, want one about the proxy", name, notes)
+		if len(notes) != 2 || !strings.Contains(notes[0].String(), "proxy: this version goes to the source directly") ||
+			!strings.Contains(notes[1].String(), "bandwidth") {
+			t.Errorf("%s: notes %v, want one about the proxy and one about the bandwidth", name, notes)
 		}
 		json2, _ := mustParse(t, string(c.Encode(true)))
 		if diff := cmp.Diff(want, json2, same); diff != "" {
@@ -285,6 +286,23 @@ func TestSizeLimit(t *testing.T) {
 		}
 		if _, _, err := Load(path); (err == nil) != ok {
 			t.Errorf("%d bytes: %v, want accepted = %t", size, err, ok)
+		}
+	}
+}
+
+func TestPrefetchKeysWithoutEffectAreTold(t *testing.T) {
+	_, notes, err := Parse([]byte(`{"device":{"backend":{"type":"localfs","config":{"dir":"/b"}}},"mode":"direct",
+		"fs_prefetch":{"enable":true,"bandwidth_rate":1000,"stream_prefetch":true}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for _, n := range notes {
+		told[n.Key] = true
+	}
+	for _, key := range []string{"fs_prefetch.bandwidth_rate", "fs_prefetch.stream_prefetch"} {
+		if !told[key] {
+			t.Errorf("nothing is said of %s: %v", key, notes)
 		}
 	}
 }

@@ -354,6 +354,12 @@ func (d *decoder) prefetch(n *node, keys prefetchKeys, p *Prefetch) {
 	n.boolean("prefetch_all", &p.All)
 	n.boolean("stream_prefetch", &p.Stream)
 	p.Threads = int(threads)
+	if p.Enable && p.BandwidthLimit > 0 {
+		d.info(n.key(keys.bandwidth), "no effect in this version: prefetch yields to what the guest reads, but takes the bandwidth that is left")
+	}
+	if p.Enable && p.Stream {
+		d.info(n.key("stream_prefetch"), "no effect in this version: prefetch reads ranges")
+	}
 	n.end()
 }
 
