@@ -102,6 +102,7 @@ func layer(t *testing.T, files []file) v1.Layer {
 type published struct {
 	registry.Image
 	reference string
+	byDigest  string
 }
 
 // publish pushes an image and lets rafsd convert it.
@@ -118,7 +119,11 @@ func publish(ctx context.Context, t *testing.T, r *registry.Registry, image v1.I
 	}
 	converted, err := registry.Stat(ctx, target)
 	must(t, err)
-	return published{converted, target}
+	tagged, err := name.ParseReference(target)
+	must(t, err)
+	head, err := remote.Head(tagged, remote.WithContext(ctx))
+	must(t, err)
+	return published{converted, target, tagged.Context().Digest(head.Digest.String()).String()}
 }
 
 // unpack applies the layers of an image to a folder with GNU tar, as a second opinion

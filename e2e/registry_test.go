@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +32,7 @@ func TestRegistry(t *testing.T) {
 	cache := t.TempDir()
 	t.Run("cold", func(t *testing.T) { cold(t, r, p, cache, want) })
 	t.Run("warm", func(t *testing.T) { warm(t, r, p, cache, want) })
+	t.Run("alone", func(t *testing.T) { alone(t, r, p, cache) })
 	t.Run("command", func(t *testing.T) {
 		config, err := image.ConfigFile()
 		must(t, err)
@@ -69,6 +72,20 @@ func warm(t *testing.T, r *registry.Registry, p published, cache string, want []
 		t.Errorf("with a warm cache the registry was asked for chunks: %+v, want nothing", got)
 	}
 	t.Logf("private memory of the daemon %d KiB", s.privateMemory(t))
+	must(t, v.PowerOff(bounded(t)))
+}
+
+// alone: named by its digest, with a warm cache, an image needs no registry at all.
+func alone(t *testing.T, r *registry.Registry, p published, cache string) {
+	var asked atomic.Int64
+	r.Inspect(func(*http.Request) { asked.Add(1) })
+	defer r.Inspect(nil)
+	s := serve(t, "--cache-dir", cache, p.byDigest)
+	v := s.machine(t, vm.Options{Memory: 1024})
+	python(t, v)
+	if got := asked.Load(); got != 0 {
+		t.Errorf("with a warm cache the registry was asked %d times, want never", got)
+	}
 	must(t, v.PowerOff(bounded(t)))
 }
 

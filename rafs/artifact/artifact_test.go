@@ -183,8 +183,8 @@ func checkReuse(t *testing.T, s *shelf, a *Artifact, ref, dir string, layer []by
 			t.Fatal(err)
 		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("cache has %v, %v; want one file", entries, err)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+		t.Errorf("cache has %v, %v; want the bootstrap, the manifest and the configuration", entries, err)
 	}
 }
 

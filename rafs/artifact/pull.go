@@ -40,10 +40,12 @@ type Artifact struct {
 	Config *v1.ConfigFile
 }
 
-// Pull fetches the bootstrap of the RAFS image that ref names, unless dir has it
-// already, and its configuration. The error wraps ErrNotRAFS if it is another
+// Pull fetches the bootstrap of the RAFS image that ref names, and its configuration,
+// unless dir has them already: then a reference by digest needs no registry, and one
+// by tag only what the tag means now. The error wraps ErrNotRAFS if it is another
 // kind of image.
 func Pull(ctx context.Context, ref string, o Options, dir string) (*Artifact, error) {
+	o.documents = &documents{dir: dir}
 	parsed, err := o.Parse(ref)
 	if err != nil {
 		return nil, err
@@ -60,9 +62,12 @@ func Pull(ctx context.Context, ref string, o Options, dir string) (*Artifact, er
 	for _, d := range m.Layers[:len(m.Layers)-1] {
 		a.BlobIDs = append(a.BlobIDs, d.Digest.Hex)
 	}
-	raw, err := FetchBlob(ctx, m.Repo, m.Config, MaxConfig, o)
-	if err != nil {
-		return nil, fmt.Errorf("config of %s: %w", ref, err)
+	raw, ok := o.documents.load(m.Config.Digest, configDocument, MaxConfig)
+	if !ok {
+		if raw, err = FetchBlob(ctx, m.Repo, m.Config, MaxConfig, o); err != nil {
+			return nil, fmt.Errorf("config of %s: %w", ref, err)
+		}
+		o.documents.add(m.Config.Digest, configDocument, raw)
 	}
 	if a.Config, err = v1.ParseConfigFile(bytes.NewReader(raw)); err != nil {
 		return nil, fmt.Errorf("config of %s: %w", ref, err)
@@ -70,6 +75,7 @@ func Pull(ctx context.Context, ref string, o Options, dir string) (*Artifact, er
 	if err := a.bootstrap(ctx, layer, o, dir); err != nil {
 		return nil, fmt.Errorf("bootstrap of %s: %w", ref, err)
 	}
+	o.documents.keep()
 	return a, nil
 }
 

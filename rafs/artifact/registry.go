@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/rafsd/rafsd/rafs/blob"
 )
@@ -35,6 +36,8 @@ type Options struct {
 	Platform v1.Platform
 	// UserAgent is sent with each request if set.
 	UserAgent string
+
+	documents *documents
 }
 
 // WantPlatform is the platform to take from an index.
@@ -131,7 +134,11 @@ func FetchManifest(ctx context.Context, ref name.Reference, o Options, prefer fu
 	return &Manifest{Manifest: m, Raw: desc.Manifest, Digest: desc.Digest, Repo: ref.Context()}, nil
 }
 
+// get fetches an index or a manifest, unless it is asked for by digest and kept.
 func get(ctx context.Context, ref name.Reference, o Options) (*remote.Descriptor, error) {
+	if kept := o.kept(ref); kept != nil {
+		return kept, nil
+	}
 	desc, err := remote.Get(ref, append(o.Remote(), remote.WithContext(ctx))...)
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", ref, err)
@@ -139,7 +146,39 @@ func get(ctx context.Context, ref name.Reference, o Options) (*remote.Descriptor
 	if len(desc.Manifest) > MaxManifest {
 		return nil, fmt.Errorf("manifest %s: %d bytes, limit %d", ref, len(desc.Manifest), MaxManifest)
 	}
+	switch {
+	case desc.MediaType.IsIndex():
+		o.documents.add(desc.Digest, indexDocument, desc.Manifest)
+	case desc.MediaType.IsImage():
+		o.documents.add(desc.Digest, imageDocument, desc.Manifest)
+	}
 	return desc, nil
+}
+
+// kept finds the document of a reference by digest. The media type is that of the
+// kind that it was served as.
+func (o Options) kept(ref name.Reference) *remote.Descriptor {
+	by, ok := ref.(name.Digest)
+	if !ok {
+		return nil
+	}
+	digest, err := v1.NewHash(by.DigestStr())
+	if err != nil {
+		return nil
+	}
+	mediaType := types.OCIManifestSchema1
+	data, ok := o.documents.load(digest, imageDocument, MaxManifest)
+	if !ok {
+		mediaType = types.OCIImageIndex
+		data, ok = o.documents.load(digest, indexDocument, MaxManifest)
+	}
+	if !ok {
+		return nil
+	}
+	return &remote.Descriptor{
+		Descriptor: v1.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(data))},
+		Manifest:   data,
+	}
 }
 
 // Choose takes the image of a platform from an index: the first that prefer
