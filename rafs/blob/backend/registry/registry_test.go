@@ -288,16 +288,30 @@ func TestDockerConfig(t *testing.T) {
 	s, o := serve(t)
 	s.RequireBasic("me", "pw")
 	dir := t.TempDir()
-	config := `{"auths":{"` + o.Host + `":{"auth":"` + auth("me", "pw") + `"}}}`
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+	// A helper is a program that is asked for a host on its standard input.
+	helper := "#!/bin/sh\nread host\n[ \"$1 $host\" = 'get " + o.Host + "' ] && exec echo '{\"Username\":\"me\",\"Secret\":\"pw\"}'\n" +
+		"echo credentials not found in native keychain\nexit 1\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(helper), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("DOCKER_CONFIG", dir)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	o.Keychain = nil
 	data := backendtest.Data(1000, 1)
-	if err := read(t, open(t, o, s.Put(data)), data, 0, 10); err != nil {
-		t.Error(err)
+	for name, config := range map[string]string{
+		"file":            `{"auths":{"` + o.Host + `":{"auth":"` + auth("me", "pw") + `"}}}`,
+		"helper":          `{"credHelpers":{"` + o.Host + `":"test"}}`,
+		"helper for all":  `{"auths":{"` + o.Host + `":{}},"credsStore":"test"}`,
+		"none of the two": `{}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := read(t, open(t, o, s.Put(data)), data, 0, 10)
+		if refused := errors.Is(err, backend.ErrDenied); refused != (config == "{}") || err != nil && !refused {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
