@@ -11,8 +11,10 @@ import (
 )
 
 // kernelParameters: the console carries what the kernel thinks is worth an error,
-// and a panic ends the machine at once instead of leaving it to its time limit.
-const kernelParameters = "console=ttyS0 loglevel=4 panic=-1 rdinit=/init "
+// and a panic ends the machine at once instead of leaving it to its time limit. On a
+// busy host an emulated timer may be late for the kernel's check of it, which would
+// then panic; under KVM the kernel leaves the check out by itself.
+const kernelParameters = "console=ttyS0 loglevel=4 panic=-1 no_timer_check rdinit=/init "
 
 // arguments of QEMU. The memory is a shared memfd: the back-end maps it.
 func arguments(o Options, dir, parameter string) []string {
