@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -178,14 +179,35 @@ func GroupGone(pgid int) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(groupWait); ; <-tick.C {
-		err := syscall.Kill(-pgid, 0)
-		if err == syscall.ESRCH {
+		if syscall.Kill(-pgid, 0) == syscall.ESRCH || !alive(pgid) {
 			return nil
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("process group %d still has processes: %v", pgid, syscall.Kill(-pgid, syscall.SIGKILL))
 		}
 	}
+}
+
+// alive reports whether a process of the group runs. One that has ended stays in its
+// group until its parent, which may be the machine's init, gets round to it.
+func alive(pgid int) bool {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return true
+	}
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		// pid (comm) state ppid pgrp ..., and comm may have anything in it
+		// (proc_pid_stat(5)).
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		if len(fields) > 2 && fields[2] == strconv.Itoa(pgid) && fields[0] != "Z" && fields[0] != "X" {
+			return true
+		}
+	}
+	return false
 }
 
 // Describe returns the command line and the end of the output.
