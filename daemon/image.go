@@ -3,12 +3,10 @@ package daemon
 import (
 	"context"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
@@ -58,12 +56,12 @@ func bootstrapDir(o *Options) (dir string, done func(), err error) {
 
 func pullOptions(r *config.Registry) (artifact.Options, error) {
 	opts := artifact.Options{PlainHTTP: r.Scheme == "http", UserAgent: "rafsd"}
-	if auth := r.Auth.Reveal(); auth != "" {
-		keychain, err := basic(r.Host, auth)
+	if r.Auth.IsSet() {
+		user, password, err := r.BasicAuth()
 		if err != nil {
-			return opts, err
+			return opts, fmt.Errorf("registry auth for %s: %w", r.Host, err)
 		}
-		opts.Keychain = keychain
+		opts.Keychain = oneHost{r.Host, &authn.Basic{Username: user, Password: password}}
 	} else if token := r.Token.Reveal(); token != "" {
 		opts.Keychain = oneHost{r.Host, authn.FromConfig(authn.AuthConfig{RegistryToken: token})}
 	}
@@ -98,15 +96,6 @@ func (k oneHost) Resolve(r authn.Resource) (authn.Authenticator, error) {
 		return k.auth, nil
 	}
 	return authn.Anonymous, nil
-}
-
-func basic(host, encoded string) (authn.Keychain, error) {
-	text, err := base64.StdEncoding.DecodeString(encoded)
-	user, password, ok := strings.Cut(string(text), ":")
-	if err != nil || !ok {
-		return nil, fmt.Errorf("registry auth for %s: want base64 of USER:PASSWORD", host)
-	}
-	return oneHost{host, &authn.Basic{Username: user, Password: password}}, nil
 }
 
 // configSpace is struct virtio_fs_config (VIRTIO 1.2 §5.11.4), for front-ends that
