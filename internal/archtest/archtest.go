@@ -14,16 +14,20 @@ const Table = `
 6  cmd/rafsd  e2e/...  shim-integration
 5  daemon
 4  daemon/{device,keeper,api,metrics,config,mux,passthrough}/...
-3  rafs/rafsfs  rafs/convert
-2  rafs/build/...  rafs/check  rafs/blob/fetch  rafs/artifact
-1  rafs/image  vhostuser  vhostuser/virtq  rafs/blob/{backend/...,cache,codec}
+3  rafs/rafsfs  rafs/convert  rafs/build  rafs/export
+2  rafs/build/{spill,chunk,tree,write,source}/...  rafs/check  rafs/blob/fetch  rafs/artifact
+1  rafs/image  vhostuser  vhostuser/virtq  rafs/blob/{backend/...,cache,codec/...}
 0  rafs/blob  rafs/layout/...  vhostuser/guestmem
 `
 
 // Peers are the imports that are allowed although they stay on one level.
 var Peers = map[string][]string{
-	// write describes the trees of tree, which refer to the chunks of chunk.
-	"rafs/build/...":        {"rafs/build/tree", "rafs/build/chunk"},
+	// Each of these stands on the ones before it: spill, chunk, tree, write and source.
+	"rafs/build/chunk":      {"rafs/build/spill"},
+	"rafs/build/tree":       {"rafs/build/spill", "rafs/build/chunk"},
+	"rafs/build/write":      {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree"},
+	"rafs/build/source/...": {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree", "rafs/build/write"},
+	"rafs/convert":          {"rafs/build", "rafs/export"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
 	// The host's side of a test drives what runs in the guest.
 	"e2e/...": {"e2e/...", "guest/..."},
@@ -32,7 +36,7 @@ var Peers = map[string][]string{
 // Never are imports that are refused although they go downwards.
 var Never = map[string][]string{
 	// A daemon that serves has no business writing images.
-	"daemon/...": {"rafs/build/...", "rafs/convert", "rafs/check"},
+	"daemon/...": {"rafs/build/...", "rafs/convert", "rafs/check", "rafs/export"},
 	// The ring side and the image side meet in daemon/device only.
 	"vhostuser/...": {"rafs/..."},
 	"rafs/...":      {"vhostuser/..."},
