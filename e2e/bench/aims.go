@@ -17,7 +17,7 @@ const (
 
 // printAims sets our own figures beside what they are to be.
 func (r *report) printAims(w io.Writer) {
-	if len(r.Servers) == 0 || r.Servers[0].Peer {
+	if len(r.Rows)+len(r.Density) == 0 || len(r.Servers) == 0 || r.Servers[0].Peer {
 		return
 	}
 	ours := r.Servers[0]

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,5 +133,43 @@ func TestOnce(t *testing.T) {
 	left, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil || len(left) != 1 || strings.HasPrefix(left[0].Name(), ".") {
 		t.Errorf("left behind: %v, %v, want only the folder", left, err)
+	}
+}
+
+// The generated layer is the same every time, has what it says, and is not of a kind
+// that dedup or compression makes vanish.
+func TestHugeLayer(t *testing.T) {
+	var first, second bytes.Buffer
+	for _, w := range []io.Writer{&first, &second} {
+		if err := writeHuge(w, 1000, 16<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(first.Bytes(), second.Bytes()) {
+		t.Error("two runs differ")
+	}
+	entries, size := 0, int64(0)
+	seen := map[[32]byte]bool{}
+	for tr := tar.NewReader(&first); ; entries++ {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(data)
+		if h.Size > 64 && seen[sum] {
+			t.Errorf("%s has the content of another file", h.Name)
+		}
+		seen[sum] = true
+		size += h.Size
+	}
+	if entries != 1000 || size < 15<<20 || size > 17<<20 {
+		t.Errorf("%d entries and %d bytes, want 1000 and about %d", entries, size, 16<<20)
 	}
 }

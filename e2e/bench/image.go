@@ -40,11 +40,7 @@ func prepare(ctx context.Context, o *options) (*image, error) {
 // the other project writes, or with our own program where that is missing. The two
 // are kept apart.
 func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, error) {
-	paths := []string{"nydus-image", "~/.cargo/bin/nydus-image"}
-	if o.nydusImage != "" {
-		paths = []string{o.nydusImage}
-	}
-	if program := find(paths); program != "" {
+	if program := find(nydusImagePaths(o)); program != "" {
 		made := filepath.Join(cache, "image-"+filepath.Base(tree))
 		if err := once(made, func(tmp string) error { return makeImage(ctx, program, tree, tmp) }); err != nil {
 			return nil, fmt.Errorf("make an image: %w", err)
@@ -72,6 +68,13 @@ func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, 
 		tree: tree, maker: "rafsd convert", bootstrap: filepath.Join(made, "image.boot"),
 		blobs: filepath.Join(made, "rafs", "blobs", "sha256"),
 	}, nil
+}
+
+func nydusImagePaths(o *options) []string {
+	if o.nydusImage != "" {
+		return []string{o.nydusImage}
+	}
+	return []string{"nydus-image", "~/.cargo/bin/nydus-image"}
 }
 
 // removeOthers removes the folders whose names begin with prefix, but for one.

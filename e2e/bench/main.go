@@ -67,7 +67,7 @@ func parse(args []string) (*options, error) {
 		o.programs[s.name] = fs.String(s.name, "", s.name+"'s program; searched for when empty, left out when \"none\"")
 	}
 	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image; searched for when empty; rafsd convert makes it when \"none\" or not found")
-	fs.StringVar(&o.modes, "mode", "rows,density", "what to do after the data check: rows, density, or both")
+	fs.StringVar(&o.modes, "mode", "rows,density", "what to do: rows, density (both after a check of the data), build, huge, separated by commas")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds of every row")
 	fs.DurationVar(&o.duration, "time", 500*time.Millisecond, "time of one row of one daemon in one round")
 	rows := fs.String("rows", "", "only the rows whose name matches this expression")
@@ -135,6 +135,31 @@ func run(ctx context.Context, args []string) (err error) {
 		err = errors.Join(err, os.RemoveAll(work))
 	}()
 	rep := newReport(o, img, found)
+	if err := serve(ctx, o, img, work, found, rep); err != nil {
+		return err
+	}
+	if o.mode("build") {
+		if err := build(ctx, o, img, work, rep); err != nil {
+			return err
+		}
+	}
+	if o.mode("huge") {
+		if err := huge(ctx, o, work, rep); err != nil {
+			return err
+		}
+	}
+	rep.print(os.Stdout)
+	if o.json != "" {
+		return rep.writeJSON(o.json)
+	}
+	return nil
+}
+
+// serve compares the daemons.
+func serve(ctx context.Context, o *options, img *image, work string, found []server, rep *report) error {
+	if !o.mode("rows") && !o.mode("density") {
+		return nil
+	}
 	if err := starts(ctx, img, work, found, rep); err != nil {
 		return err
 	}
@@ -142,13 +167,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	if o.mode("density") {
-		if err := density(ctx, o, img, work, found, rep); err != nil {
-			return err
-		}
-	}
-	rep.print(os.Stdout)
-	if o.json != "" {
-		return rep.writeJSON(o.json)
+		return density(ctx, o, img, work, found, rep)
 	}
 	return nil
 }

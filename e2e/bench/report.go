@@ -27,6 +27,8 @@ type report struct {
 	Servers  []*serverReport `json:"servers"`
 	Rows     []rowReport     `json:"rows,omitempty"`
 	Density  []densityReport `json:"density,omitempty"`
+	Builds   []buildReport   `json:"builds,omitempty"`
+	Huge     []hugeReport    `json:"huge,omitempty"`
 }
 
 type serverReport struct {
@@ -139,6 +141,17 @@ func (r *report) print(w io.Writer) {
 	}
 	fmt.Fprintln(w)
 	r.printRows(w)
+	r.printMemory(w)
+	r.printDensity(w)
+	r.printBuilds(w)
+	r.printHuge(w)
+	r.printAims(w)
+}
+
+func (r *report) printMemory(w io.Writer) {
+	if len(r.Rows)+len(r.Density) == 0 {
+		return
+	}
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "most memory, MB\tRSS\tPSS\tanonymous\tpeak RSS with guest memory\trestarts\texec to socket, ms (median, worst)")
 	for _, s := range r.Servers {
@@ -147,8 +160,6 @@ func (r *report) print(w io.Writer) {
 			s.ListenMS, s.ListenWorstMS)
 	}
 	tw.Flush()
-	r.printDensity(w)
-	r.printAims(w)
 }
 
 func (r *report) printRows(w io.Writer) {
