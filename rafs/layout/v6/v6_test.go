@@ -98,6 +98,10 @@ var records = []record{
 		UncompressedOffset: 1<<44 - 4096, UncompressedSize: 1 << 24, CompressedOffset: 1<<40 - 1, CompressedSize: 1<<24 - 1,
 		Flags: ChunkInfoCompressed | ChunkInfoHasCRC32, Data: 1<<64 - 1,
 	}, chunkInfo((*ChunkInfo).AppendV2), DecodeChunkInfoV2),
+	of("zran context", ZranContextSize, ZranContext{
+		InOffset: 1 << 40, OutOffset: 2 << 40, DictOffset: 3 << 40, InLen: 1<<32 - 1, OutLen: 4, DictSize: MaxZranDict, CtxByte: 0xa5, CtxBits: 7,
+	}, (*ZranContext).Append, DecodeZranContext),
+	of("batch context", BatchContextSize, BatchContext{CompressedSize: 1<<32 - 1, UncompressedSize: 2}, (*BatchContext).Append, DecodeBatchContext),
 	of("toc entry", TOCEntrySize, TOCEntry{
 		Flags: TOCZstd, Name: SectionMetaHeader, Digest: [32]byte{1, 31: 2}, CompressedOffset: 3 << 40, CompressedSize: 4 << 40, UncompressedSize: 5 << 40,
 	}, (*TOCEntry).Append, DecodeTOCEntry),
