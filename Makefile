@@ -11,7 +11,7 @@ PKG ?= ./...
 # The demonstration reads these from its environment, where no shell quotes them.
 export IMAGE RUN
 
-.PHONY: help build demo test race fuzz lint bench bench-peers clean
+.PHONY: help build demo test interop race fuzz lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +25,12 @@ demo: build ## boot a virtual machine from an image that nobody has pulled [IMAG
 test: ## all tests; ends with what was skipped and why [PKG=./rafs/...]
 	@go build -o bin/summary ./e2e/summary
 	@go test -json -timeout 20m $(PKG) | bin/summary
+
+# The tests with the tag "peers", by name: the others have run without it.
+interop: ## what nydusd, nydus-image and virtiofsd say of what we make, and we of what they make (after make bench-peers)
+	@files=$$(git grep -l '^//go:build peers' -- '*_test.go'); \
+	names=$$(sed -nE 's/^func (Test[A-Za-z0-9_]+)\(t .*/\1/p' $$files | sort -u | paste -sd '|'); \
+	go test -count=1 -timeout 20m -tags peers -run "^($$names)$$" $$(dirname $$files | sort -u | sed 's,^,./,')
 
 race: ## all tests but those with virtual machines, with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v /e2e)

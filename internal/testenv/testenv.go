@@ -127,3 +127,30 @@ func missing(t testing.TB, variable, format string, args ...any) {
 	}
 	t.Skipf("%s (%s=1 makes this a failure)", reason, variable)
 }
+
+// Peer returns a program of another project that a test with the build tag "peers"
+// compares with: nydusd, nydus-image, virtiofsd (Rust), virtiofsd-c (QEMU's). It is
+// $RAFSD_NYDUSD and so on, or found by its name in PATH, or where cargo and Debian
+// install it. Such tests are asked for by name (make interop), so what is missing
+// fails.
+func Peer(t testing.TB, name string) string {
+	t.Helper()
+	variable := "RAFSD_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	candidates := []string{os.Getenv(variable), name}
+	if name == "virtiofsd-c" {
+		candidates = append(candidates, "/usr/lib/qemu/virtiofsd")
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		candidates = append(candidates, filepath.Join(home, ".cargo", "bin", name))
+	}
+	for _, c := range candidates {
+		if c == "" {
+			continue
+		}
+		if path, err := exec.LookPath(c); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("no %s: set %s, or run make bench-peers", name, variable)
+	return ""
+}

@@ -14,13 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/vhostuser"
 	"github.com/rafsd/rafsd/vhostuser/vhostusertest"
 )
 
 // The back-ends of other people are the judges of this front-end: what all of
-// them understand is said right. Run with -tags peers on a machine that has them;
-// RAFSD_PEERS names the programs, separated as in PATH.
+// them understand is said right. Run by make interop.
 
 // peer starts a back-end that serves dir on sock.
 type peer struct {
@@ -35,19 +35,16 @@ var peers = []peer{
 	{"virtiofsd-c", func(sock, dir string) []string {
 		return []string{"--socket-path=" + sock, "-o", "source=" + dir + ",cache=always,xattr,sandbox=chroot", "-f"}
 	}, vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolBackendReq | vhostuser.ProtocolConfigureMemSlots, false},
-	{"virtiofsd-rust", func(sock, dir string) []string {
+	{"virtiofsd", func(sock, dir string) []string {
 		return []string{"--socket-path=" + sock, "--shared-dir=" + dir, "--cache=always", "--xattr", "--sandbox=none", "--log-level=error"}
 	}, vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolBackendReq | vhostuser.ProtocolResetDevice | vhostuser.ProtocolConfigureMemSlots, true},
 }
 
 func TestPeers(t *testing.T) {
-	programs := filepath.SplitList(os.Getenv("RAFSD_PEERS"))
-	if len(programs) != len(peers) {
-		t.Fatalf("RAFSD_PEERS names %d programs: want the C and the Rust virtiofsd", len(programs))
-	}
 	dir := t.TempDir()
 	content := makeTree(t, dir)
-	for i, p := range peers {
+	for _, p := range peers {
+		program := testenv.Peer(t, p.name)
 		for _, opts := range []vhostusertest.Options{
 			{},
 			{Features: vhostuser.FeatureVersion1},
@@ -57,7 +54,7 @@ func TestPeers(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s/%v/features=%x,regions=%d", p.name, opts.Dialect, opts.Features, len(opts.Regions)), func(t *testing.T) {
 				sock := filepath.Join(t.TempDir(), "sock")
-				startPeer(t, programs[i], p.args(sock, dir), sock)
+				startPeer(t, program, p.args(sock, dir), sock)
 				vm, err := vhostusertest.Connect(t.Context(), sock, opts)
 				if err != nil {
 					t.Fatal(err)

@@ -14,16 +14,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/internal/testenv"
 )
 
 // nydusd reads what we write, with its own validation on, so that it looks at the
 // chunk information, the table of contents and the digest section of each blob.
-// Run with -tags peers; RAFSD_NYDUSD is the program.
+// Run by make interop.
 func TestNydusdAgrees(t *testing.T) {
-	nydusd := os.Getenv("RAFSD_NYDUSD")
-	if nydusd == "" {
-		t.Fatal("RAFSD_NYDUSD is not set")
-	}
+	nydusd := testenv.Peer(t, "nydusd")
 	for _, tc := range []struct {
 		tree string
 		tars []string
