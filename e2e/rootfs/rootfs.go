@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -34,10 +35,12 @@ import (
 type Options struct {
 	Suite    string   // release of the distribution; "" is the host's own
 	Packages []string // beside the essential ones
+	// Layers are further packages, each group a layer of its own upon those before.
+	Layers [][]string
 }
 
-// Image returns an OCI image of one gzip layer. What it holds does not change while
-// the cache keeps it.
+// Image returns an OCI image of gzip layers. What it holds does not change while the
+// cache keeps it.
 func Image(ctx context.Context, o Options) (v1.Image, error) {
 	if o.Suite == "" {
 		suite, err := HostSuite()
@@ -72,7 +75,11 @@ func Image(ctx context.Context, o Options) (v1.Image, error) {
 const recipe = "1"
 
 func (o Options) key() string {
-	sum := sha256.Sum256([]byte(strings.Join(append([]string{recipe, o.Suite}, o.Packages...), "\n")))
+	parts := append([]string{recipe, o.Suite}, o.Packages...)
+	for _, group := range o.Layers {
+		parts = append(append(parts, ""), group...)
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\n")))
 	return o.Suite + "-" + hex.EncodeToString(sum[:6])
 }
 
@@ -83,26 +90,11 @@ func (o Options) fill(ctx context.Context, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	tar := filepath.Join(work, "layer.tar")
-	args := []string{"--quiet", "--variant=minbase"}
-	if len(o.Packages) > 0 {
-		args = append(args, "--include="+strings.Join(o.Packages, ","))
-	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, o.Suite, tar)...)
-	// A fixed time makes equal packages give equal bytes.
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000", "LC_ALL=C.UTF-8")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mmdebstrap %s: %w\n%s", o.Suite, err, bytes.TrimSpace(text))
-	}
-	packed := tar + ".gz"
-	if err := compress(packed, tar); err != nil {
-		return err
-	}
-	layer, err := tarball.LayerFromFile(packed, tarball.WithMediaType(types.OCILayer))
+	layers, err := o.layers(ctx, work)
 	if err != nil {
 		return err
 	}
-	image, err := wrap(layer)
+	image, err := wrap(layers)
 	if err != nil {
 		return err
 	}
@@ -113,10 +105,50 @@ func (o Options) fill(ctx context.Context, dir string) error {
 	return path.AppendImage(image)
 }
 
+// layers makes the layers of the image in a folder.
+func (o Options) layers(ctx context.Context, work string) ([]v1.Layer, error) {
+	var layers []v1.Layer
+	packages, below := o.Packages, ""
+	for i := range len(o.Layers) + 1 {
+		if i > 0 {
+			packages = slices.Concat(packages, o.Layers[i-1])
+		}
+		whole := filepath.Join(work, fmt.Sprintf("%d.tar", i))
+		if err := debootstrap(ctx, o.Suite, packages, whole); err != nil {
+			return nil, err
+		}
+		packed := whole + ".gz"
+		if err := pack(packed, below, whole); err != nil {
+			return nil, err
+		}
+		layer, err := tarball.LayerFromFile(packed, tarball.WithMediaType(types.OCILayer))
+		if err != nil {
+			return nil, err
+		}
+		layers, below = append(layers, layer), whole
+	}
+	return layers, nil
+}
+
+// debootstrap makes a tar of a whole root file system.
+func debootstrap(ctx context.Context, suite string, packages []string, tar string) error {
+	args := []string{"--quiet", "--variant=minbase"}
+	if len(packages) > 0 {
+		args = append(args, "--include="+strings.Join(packages, ","))
+	}
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, suite, tar)...)
+	// A fixed time makes equal packages give equal bytes.
+	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000", "LC_ALL=C.UTF-8")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mmdebstrap %s: %w\n%s", suite, err, bytes.TrimSpace(text))
+	}
+	return nil
+}
+
 // wrap makes an image that starts Python.
-func wrap(layer v1.Layer) (v1.Image, error) {
+func wrap(layers []v1.Layer) (v1.Image, error) {
 	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	image, err := mutate.AppendLayers(base, layer)
+	image, err := mutate.AppendLayers(base, layers...)
 	if err != nil {
 		return nil, err
 	}
@@ -135,19 +167,29 @@ func wrap(layer v1.Layer) (v1.Image, error) {
 	return mutate.ConfigFile(image, file)
 }
 
-func compress(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
+// pack compresses the tar whole, or what it has beyond the tar below if there is one.
+func pack(to, below, whole string) error {
 	out, err := os.Create(to)
 	if err != nil {
 		return err
 	}
 	z := gzip.NewWriter(out)
-	_, err = io.Copy(z, in)
+	if below == "" {
+		err = copyFile(z, whole)
+	} else {
+		err = difference(z, below, whole)
+	}
 	return errors.Join(err, z.Close(), out.Close())
+}
+
+func copyFile(w io.Writer, name string) error {
+	in, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	_, err = io.Copy(w, in)
+	return err
 }
 
 // HostSuite returns the release of the distribution that this machine runs.
