@@ -14,8 +14,8 @@ const Table = `
 6  cmd/rafsd  e2e/...  shim-integration
 5  daemon
 4  daemon/{device,keeper,api,metrics,config,mux,passthrough}/...
-3  rafs/rafsfs  rafs/convert  rafs/build  rafs/export
-2  rafs/build/{spill,chunk,tree,write,source}/...  rafs/check  rafs/blob/fetch  rafs/artifact
+3  rafs/rafsfs  rafs/convert/...  rafs/build  rafs/export
+2  rafs/build/{spill,chunk,tree,write,source}/...  rafs/check  rafs/blob/fetch  rafs/artifact/...
 1  rafs/image  vhostuser  vhostuser/virtq  rafs/blob/{backend/...,cache,codec/...}
 0  rafs/blob  rafs/layout/...  vhostuser/guestmem
 `
@@ -27,7 +27,7 @@ var Peers = map[string][]string{
 	"rafs/build/tree":       {"rafs/build/spill", "rafs/build/chunk"},
 	"rafs/build/write":      {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree"},
 	"rafs/build/source/...": {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree", "rafs/build/write"},
-	"rafs/convert":          {"rafs/build", "rafs/export"},
+	"rafs/convert/...":      {"rafs/build", "rafs/export", "rafs/convert"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
 	// The host's side of a test drives what runs in the guest.
 	"e2e/...": {"e2e/...", "guest/..."},
@@ -58,7 +58,7 @@ var Apart = []string{"guest/...", "rafs/rafstest/conform"}
 var OnlyIn = map[string][]string{
 	"unsafe": {"vhostuser/guestmem"},
 	"net/http": {
-		"rafs/blob/backend/...", "rafs/artifact", "rafs/convert", "daemon/api/...", "daemon/metrics",
+		"rafs/blob/backend/...", "rafs/artifact/...", "rafs/convert", "daemon/api/...", "daemon/metrics",
 		"e2e/...", "cmd/...", "shim-integration",
 	},
 	"reflect":                           {"daemon/config", "internal/..."},

@@ -22,12 +22,32 @@ const (
 	// OSFeature marks the platform of a RAFS manifest in an index.
 	OSFeature = "nydus.remoteimage.v1"
 
+	// ConfigType is the media type of a RAFS image's configuration in an index that
+	// has the OCI image beside it: who does not know it takes the other one.
+	ConfigType types.MediaType = "application/vnd.nydus.image.config.v1+json"
+
 	// AnnotationBlob is "true" on a data blob.
 	AnnotationBlob = "containerd.io/snapshot/nydus-blob"
 	// AnnotationBootstrap is "true" on the bootstrap layer, which is the last one.
 	AnnotationBootstrap = "containerd.io/snapshot/nydus-bootstrap"
 	// AnnotationFSVersion is "5" or "6", on the bootstrap layer.
 	AnnotationFSVersion = "containerd.io/snapshot/nydus-fs-version"
+	// AnnotationRef is the digest of the OCI layer that has the data of a blob which
+	// is an index of it only (zran).
+	AnnotationRef = "containerd.io/snapshot/nydus-ref"
+	// AnnotationEncrypted is "true" on a data blob whose chunks are encrypted.
+	AnnotationEncrypted = "containerd.io/snapshot/nydus-encrypted-blob"
+	// AnnotationCommit lists the blobs that were committed on top of an image, by
+	// digest with commas between, on the bootstrap layer.
+	AnnotationCommit = "containerd.io/snapshot/nydus-commit-blobs"
+	// AnnotationSource and AnnotationTarget are the digests of the OCI layer that a
+	// blob was made of and of the blob; a cache image has them on its layers.
+	AnnotationSource = "containerd.io/snapshot/nydus-source-digest"
+	AnnotationTarget = "containerd.io/snapshot/nydus-target-digest"
+	// AnnotationCacheVersion is on the manifest of a cache image.
+	AnnotationCacheVersion = "containerd.io/snapshot/nydus-cache-version"
+	// AnnotationUncompressed is the digest of what a layer unpacks to.
+	AnnotationUncompressed = "containerd.io/uncompressed"
 )
 
 // The files of a bootstrap layer.

@@ -34,6 +34,8 @@ type Options struct {
 	PlainHTTP bool
 	// Platform is what to take from an index; linux and GOARCH if empty.
 	Platform v1.Platform
+	// Insecure takes any certificate that a registry shows.
+	Insecure bool
 	// UserAgent is sent with each request if set.
 	UserAgent string
 
@@ -74,7 +76,7 @@ func (o Options) Remote() []remote.Option {
 	}
 	opts := []remote.Option{
 		remote.WithAuthFromKeychain(keychain),
-		remote.WithTransport(&guard{o.transport(), o.PlainHTTP}),
+		remote.WithTransport(o.RoundTripper()),
 	}
 	if o.UserAgent != "" {
 		opts = append(opts, remote.WithUserAgent(o.UserAgent))
@@ -82,16 +84,20 @@ func (o Options) Remote() []remote.Option {
 	return opts
 }
 
+// RoundTripper carries requests as the options say, bounded and guarded, without
+// credentials.
+func (o Options) RoundTripper() http.RoundTripper { return &guard{o.transport(), o.PlainHTTP} }
+
 func (o Options) transport() http.RoundTripper {
 	if o.Transport != nil {
 		return o.Transport
 	}
 	base, ok := remote.DefaultTransport.(*http.Transport)
-	if o.RootCAs == nil || !ok {
+	if o.RootCAs == nil && !o.Insecure || !ok {
 		return remote.DefaultTransport
 	}
 	t := base.Clone()
-	t.TLSClientConfig = &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12}
+	t.TLSClientConfig = &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.Insecure}
 	return t
 }
 
