@@ -1,0 +1,202 @@
+package zran
+
+const (
+	maxMatch = 258
+	// slack is the room that fast wants behind its output: what three literals
+	// and a match take, the latter copied by words.
+	slack = 3 + maxMatch + 7
+	// ahead is how much input fast wants in the buffer: two loads of a word.
+	ahead = 16
+)
+
+// codes inflates within a block that has codes. It returns true when the block
+// has ended.
+func (z *inflater) codes(o *output, limit int) (ended bool, err error) {
+	for o.w < limit {
+		if o.w+slack <= len(o.buf) && z.in.pos+ahead <= len(z.in.buf) {
+			ended, err = z.fast(o, min(limit, len(o.buf)-slack+1))
+		} else {
+			ended, err = z.slow(o)
+		}
+		if ended || err != nil {
+			return ended, err
+		}
+	}
+	return false, nil
+}
+
+// slow inflates one symbol, with any input and room.
+func (z *inflater) slow(o *output) (ended bool, err error) {
+	e, err := z.symbol(z.lit[:], litRoot)
+	switch {
+	case err != nil:
+		return false, err
+	case e&entryLiteral != 0:
+		o.buf[o.w] = byte(e >> entryValue)
+		o.w++
+		return false, nil
+	case e&entryEnd != 0:
+		return true, nil
+	case e&entrySpecial != 0:
+		return false, z.bad("unknown length")
+	}
+	length, err := z.extra(e)
+	if err != nil {
+		return false, err
+	}
+	if e, err = z.symbol(z.dist[:], distRoot); err != nil {
+		return false, err
+	}
+	if e&entrySpecial != 0 {
+		return false, z.bad("unknown distance")
+	}
+	dist, err := z.extra(e)
+	if err != nil {
+		return false, err
+	}
+	return false, z.match(o, length, dist)
+}
+
+// extra reads the extra bits of a symbol and returns what both stand for.
+func (z *inflater) extra(e entry) (int, error) {
+	k := uint(e&entryUsed - e>>entryCode&15)
+	if !z.in.need(k) {
+		return 0, z.short()
+	}
+	return value(e) + int(z.in.take(k)), nil
+}
+
+// match copies length bytes from dist bytes back, as far as there is room.
+func (z *inflater) match(o *output, length, dist int) error {
+	length = min(length, len(o.buf)-o.w)
+	if before := dist - (o.w - o.start); before > 0 {
+		if before > len(o.dict) {
+			return z.bad("distance %d, with %d bytes before", dist, o.w-o.start+len(o.dict))
+		}
+		n := copy(o.buf[o.w:o.w+length], o.dict[len(o.dict)-before:])
+		o.w += n
+		length -= n
+	}
+	for ; length > 0; length-- {
+		o.buf[o.w] = o.buf[o.w-dist]
+		o.w++
+	}
+	return nil
+}
+
+// fast inflates until limit, as long as there is plenty of input. The room behind
+// limit is at least slack.
+func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
+	lit, dists := z.lit, z.dist
+	src, pos := z.in.buf, z.in.pos
+	hold, n := z.in.hold, z.in.n
+	buf, w := o.buf, o.w
+	end := len(src) - ahead
+	for w < limit && pos <= end {
+		// Now there are at least 56 bits: hold may have more than n says, and then
+		// the load repeats them.
+		hold |= load64(src, pos) << (n & 63)
+		pos += int((63 - n) >> 3)
+		n |= 56
+
+		e := lit[hold&(1<<litRoot-1)]
+		if e&entryLiteral != 0 {
+			hold >>= e & 63
+			n -= uint(e & entryUsed)
+			buf[w] = byte(e >> entryValue)
+			w++
+			e = lit[hold&(1<<litRoot-1)]
+			if e&entryLiteral != 0 {
+				hold >>= e & 63
+				n -= uint(e & entryUsed)
+				buf[w] = byte(e >> entryValue)
+				w++
+				e = lit[hold&(1<<litRoot-1)]
+				if e&entryLiteral != 0 {
+					hold >>= e & 63
+					n -= uint(e & entryUsed)
+					buf[w] = byte(e >> entryValue)
+					w++
+					continue
+				}
+			}
+			hold |= load64(src, pos) << (n & 63)
+			pos += int((63 - n) >> 3)
+			n |= 56
+		}
+		if e&entrySpecial != 0 {
+			if e&entrySecond != 0 {
+				hold >>= litRoot
+				n -= litRoot
+				e = lit[value(e)+int(hold&(1<<(e>>entryCode&15)-1))]
+			}
+			if e&entryLiteral != 0 {
+				hold >>= e & 63
+				n -= uint(e & entryUsed)
+				buf[w] = byte(e >> entryValue)
+				w++
+				continue
+			}
+			if e&entrySpecial != 0 {
+				hold >>= e & 63
+				n -= uint(e & entryUsed)
+				z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
+				if e&entryEnd == 0 {
+					return false, z.bad("unknown length")
+				}
+				return true, nil
+			}
+		}
+		used := e & 63
+		length := value(e) + int(hold&(1<<used-1)>>(e>>entryCode&15))
+		hold >>= used
+		n -= uint(used)
+
+		e = dists[hold&(1<<distRoot-1)]
+		if e&entrySecond != 0 {
+			hold >>= distRoot
+			n -= distRoot
+			e = dists[value(e)+int(hold&(1<<(e>>entryCode&15)-1))]
+		}
+		used = e & 63
+		dist := value(e) + int(hold&(1<<used-1)>>(e>>entryCode&15))
+		hold >>= used
+		n -= uint(used)
+		if from := w - dist; e&entrySpecial == 0 && from >= o.start {
+			w = copyMatch(buf, w, from, length)
+			continue
+		}
+		z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
+		if e&entrySpecial != 0 {
+			return false, z.bad("unknown distance")
+		}
+		if err := z.match(o, length, dist); err != nil {
+			return false, err
+		}
+		w = o.w
+	}
+	z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
+	return false, nil
+}
+
+// copyMatch copies length bytes within buf from an earlier place to w, and up to
+// 7 bytes more. It returns where they end.
+func copyMatch(buf []byte, w, from, length int) int {
+	end := w + length
+	switch dist := w - from; {
+	case dist >= 8:
+		for ; w < end; w, from = w+8, from+8 {
+			store64(buf, w, load64(buf, from))
+		}
+	case dist == 1:
+		word := uint64(buf[from]) * 0x0101_0101_0101_0101
+		for ; w < end; w += 8 {
+			store64(buf, w, word)
+		}
+	default:
+		for ; w < end; w++ {
+			buf[w] = buf[w-dist]
+		}
+	}
+	return end
+}

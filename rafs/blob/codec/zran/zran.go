@@ -1,0 +1,95 @@
+// Package zran reads a gzip stream from its middle, and makes the index that
+// this takes.
+//
+// A context is a block boundary of the deflate data, with the bits and the 32 KiB
+// before it: from there a stretch can be inflated alone. [Decode] does that; an
+// [Indexer] inflates a whole stream and notes contexts on the way.
+//
+// Neither trusts the stream or the context. Output is bounded by what the caller
+// asks for, time by the input, and memory by constants of this package. What
+// Decode returns may be the wrong bytes of a damaged stream: a gzip checksum
+// covers a whole member, so the caller checks digests of its own.
+package zran
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	v6 "github.com/rafsd/rafsd/rafs/layout/v6"
+)
+
+// MaxSpan bounds the input and the output of a context in bytes. A context goes
+// on for as long as a deflate block does; common encoders end one after a few
+// hundred KiB, and 16,384 longest matches, which zlib's largest blocks have
+// twice, are 4 MiB.
+const MaxSpan = 64 << 20
+
+// Context is one stretch of a gzip stream (v6.ZranContext with its dictionary).
+type Context struct {
+	InOffset, OutOffset uint64 // of the stretch, in the stream and in what it inflates to
+	InLen, OutLen       uint32
+	Byte, Bits          uint8  // the byte before InOffset; its upper Bits bits, at most 7, come first
+	Dict                []byte // what was inflated before, at most v6.MaxZranDict bytes
+}
+
+var inflaters = sync.Pool{New: func() any { return new(inflater) }}
+
+// Decode inflates the stretch c of a gzip stream into dst, which has c.OutLen
+// bytes. src are the c.InLen bytes at c.InOffset of the stream. The end of a gzip
+// member and the header of the next may lie within. The error wraps
+// blob.ErrCorrupt; dst holds nothing of use then. dst must be private memory and
+// not overlap src.
+func Decode(dst []byte, c *Context, src []byte) error {
+	if err := c.check(len(dst), len(src)); err != nil {
+		return fmt.Errorf("%w: zran context: %v", blob.ErrCorrupt, err)
+	}
+	z := inflaters.Get().(*inflater)
+	defer inflaters.Put(z)
+	z.in.reset(nil, src)
+	if c.Bits != 0 {
+		z.in.hold, z.in.n = uint64(c.Byte>>(8-c.Bits)), uint(c.Bits)
+	}
+	z.restart()
+	err := z.decode(&output{buf: dst, dict: c.Dict})
+	z.in = input{} // src is the caller's
+	if err != nil {
+		return fmt.Errorf("%w: zran context of %d bytes from %d at %d: %v", blob.ErrCorrupt, len(dst), len(src), c.InOffset, err)
+	}
+	return nil
+}
+
+func (c *Context) check(dst, src int) error {
+	switch {
+	case uint64(dst) != uint64(c.OutLen) || c.OutLen > MaxSpan:
+		return fmt.Errorf("output of %d bytes into %d, limit %d", c.OutLen, dst, MaxSpan)
+	case uint64(src) != uint64(c.InLen) || c.InLen > MaxSpan:
+		return fmt.Errorf("input of %d bytes from %d, limit %d", c.InLen, src, MaxSpan)
+	case c.Bits > 7:
+		return fmt.Errorf("%d bits of a byte", c.Bits)
+	case len(c.Dict) > v6.MaxZranDict:
+		return fmt.Errorf("dictionary of %d bytes, limit %d", len(c.Dict), v6.MaxZranDict)
+	}
+	return nil
+}
+
+// decode fills o.
+func (z *inflater) decode(o *output) error {
+	for o.w < len(o.buf) {
+		ev, err := z.run(o, len(o.buf))
+		if err != nil {
+			return err
+		}
+		if ev != eventEnd || o.w == len(o.buf) {
+			continue
+		}
+		if _, err := z.readTrailer(); err != nil {
+			return err
+		}
+		if err := z.readHeader(); err != nil {
+			return fmt.Errorf("%d bytes of output missing: %w", len(o.buf)-o.w, err)
+		}
+		o.start, o.dict = o.w, nil
+	}
+	return nil
+}
