@@ -112,7 +112,7 @@ func readTar(t testing.TB, r io.Reader) []rafstest.Entry {
 	return out
 }
 
-var types = map[byte]uint32{
+var modes = map[byte]uint32{
 	tar.TypeReg: unix.S_IFREG, tar.TypeDir: unix.S_IFDIR, tar.TypeSymlink: unix.S_IFLNK,
 	tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO,
 }
@@ -120,7 +120,7 @@ var types = map[byte]uint32{
 func tarEntry(t testing.TB, r io.Reader, h *tar.Header, path string) rafstest.Entry {
 	t.Helper()
 	e := rafstest.Entry{
-		Path: path, Mode: types[h.Typeflag] | uint32(h.Mode), UID: uint32(h.Uid), GID: uint32(h.Gid), Nlink: 1,
+		Path: path, Mode: modes[h.Typeflag] | uint32(h.Mode), UID: uint32(h.Uid), GID: uint32(h.Gid), Nlink: 1,
 		Mtime: h.ModTime.Unix(), MtimeNsec: uint32(h.ModTime.Nanosecond()), Link: h.Linkname, Size: uint64(h.Size),
 	}
 	switch h.Typeflag {
