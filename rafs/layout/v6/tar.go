@@ -13,6 +13,7 @@ const TarHeaderSize = 512
 const (
 	tarNameSize  = 100
 	tarSizeAt    = 124
+	tarTimeAt    = 136
 	tarSumAt     = 148
 	tarTypeAt    = 156
 	tarMagicAt   = 257
@@ -60,8 +61,8 @@ func DecodeTarHeader(b []byte) (TarHeader, error) {
 	return TarHeader{Name: string(name), Size: size}, nil
 }
 
-// Append appends the header to b; mode, owner and time stay NUL bytes, as nydus
-// has them. It panics if the name is too long.
+// Append appends the header to b; mode and owner stay NUL bytes and the time is
+// 0, as nydus-image 2.4 has them. It panics if the name is too long.
 func (h *TarHeader) Append(b []byte) []byte {
 	start := len(b)
 	b = zeros(appendPadded(b, h.Name, tarNameSize), TarHeaderSize-tarNameSize)
@@ -73,6 +74,7 @@ func (h *TarHeader) Append(b []byte) []byte {
 		size[0] = 0x80
 		binary.BigEndian.PutUint64(size[tarSizeWidth-8:], h.Size)
 	}
+	copy(p[tarTimeAt:], "00000000000")
 	p[tarTypeAt] = '0'
 	copy(p[tarMagicAt:], tarMagic)
 	copy(p[tarSumAt:], fmt.Sprintf("%07o", tarSum(p)))
