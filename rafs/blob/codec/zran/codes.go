@@ -35,10 +35,8 @@ func (z *inflater) slow(o *output) (ended bool, err error) {
 		o.buf[o.w] = byte(e >> entryValue)
 		o.w++
 		return false, nil
-	case e&entryEnd != 0:
-		return true, nil
 	case e&entrySpecial != 0:
-		return false, z.bad("unknown length")
+		return z.special(e)
 	}
 	length, err := z.extra(e)
 	if err != nil {
@@ -88,8 +86,7 @@ func (z *inflater) match(o *output, length, dist int) error {
 // limit is at least slack.
 func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
 	lit, dists := z.lit, z.dist
-	src, pos := z.in.buf, z.in.pos
-	hold, n := z.in.hold, z.in.n
+	src, pos, hold, n := z.in.buf, z.in.pos, z.in.hold, z.in.n
 	buf, w := o.buf, o.w
 	end := len(src) - ahead
 	for w < limit && pos <= end {
@@ -98,85 +95,72 @@ func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
 		hold |= load64(src, pos) << (n & 63)
 		pos += int((63 - n) >> 3)
 		n |= 56
-
 		e := lit[hold&(1<<litRoot-1)]
 		if e&entryLiteral != 0 {
-			hold >>= e & 63
-			n -= uint(e & entryUsed)
+			hold, n = hold>>(e&63), n-uint(e&entryUsed)
 			buf[w] = byte(e >> entryValue)
 			w++
-			e = lit[hold&(1<<litRoot-1)]
-			if e&entryLiteral != 0 {
-				hold >>= e & 63
-				n -= uint(e & entryUsed)
+			if e = lit[hold&(1<<litRoot-1)]; e&entryLiteral != 0 {
+				hold, n = hold>>(e&63), n-uint(e&entryUsed)
 				buf[w] = byte(e >> entryValue)
 				w++
 				e = lit[hold&(1<<litRoot-1)]
-				if e&entryLiteral != 0 {
-					hold >>= e & 63
-					n -= uint(e & entryUsed)
-					buf[w] = byte(e >> entryValue)
-					w++
-					continue
-				}
 			}
 			hold |= load64(src, pos) << (n & 63)
 			pos += int((63 - n) >> 3)
 			n |= 56
 		}
-		if e&entrySpecial != 0 {
-			if e&entrySecond != 0 {
-				hold >>= litRoot
-				n -= litRoot
-				e = lit[value(e)+int(hold&(1<<(e>>entryCode&15)-1))]
-			}
-			if e&entryLiteral != 0 {
-				hold >>= e & 63
-				n -= uint(e & entryUsed)
-				buf[w] = byte(e >> entryValue)
-				w++
-				continue
-			}
-			if e&entrySpecial != 0 {
-				hold >>= e & 63
-				n -= uint(e & entryUsed)
-				z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
-				if e&entryEnd == 0 {
-					return false, z.bad("unknown length")
-				}
-				return true, nil
-			}
+		if e&entrySecond != 0 {
+			hold, n = hold>>litRoot, n-litRoot
+			e = lit[value(e)+int(hold&(1<<(e>>entryCode&15)-1))]
 		}
-		used := e & 63
-		length := value(e) + int(hold&(1<<used-1)>>(e>>entryCode&15))
-		hold >>= used
-		n -= uint(used)
+		code, used := e>>entryCode&15, e&63
+		bits := hold & (1<<used - 1)
+		hold, n = hold>>used, n-uint(used)
+		if e&entryLiteral != 0 {
+			buf[w] = byte(e >> entryValue)
+			w++
+			continue
+		}
+		if e&entrySpecial != 0 {
+			z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
+			return z.special(e)
+		}
+		length := value(e) + int(bits>>code)
 
 		e = dists[hold&(1<<distRoot-1)]
 		if e&entrySecond != 0 {
-			hold >>= distRoot
-			n -= distRoot
+			hold, n = hold>>distRoot, n-distRoot
 			e = dists[value(e)+int(hold&(1<<(e>>entryCode&15)-1))]
 		}
-		used = e & 63
-		dist := value(e) + int(hold&(1<<used-1)>>(e>>entryCode&15))
-		hold >>= used
-		n -= uint(used)
+		code, used = e>>entryCode&15, e&63
+		dist := value(e) + int(hold&(1<<used-1)>>code)
+		hold, n = hold>>used, n-uint(used)
 		if from := w - dist; e&entrySpecial == 0 && from >= o.start {
 			w = copyMatch(buf, w, from, length)
 			continue
 		}
 		z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
-		if e&entrySpecial != 0 {
-			return false, z.bad("unknown distance")
-		}
-		if err := z.match(o, length, dist); err != nil {
-			return false, err
-		}
-		w = o.w
+		return false, z.far(o, e, length, dist)
 	}
 	z.in.pos, z.in.hold, z.in.n, o.w = pos, hold, n, w
 	return false, nil
+}
+
+// special is what fast does at a symbol that is no literal and no length.
+func (z *inflater) special(e entry) (ended bool, err error) {
+	if e&entryEnd == 0 {
+		return false, z.bad("unknown length")
+	}
+	return true, nil
+}
+
+// far is what fast does at a distance that is none or goes into the dictionary.
+func (z *inflater) far(o *output, e entry, length, dist int) error {
+	if e&entrySpecial != 0 {
+		return z.bad("unknown distance")
+	}
+	return z.match(o, length, dist)
 }
 
 // copyMatch copies length bytes within buf from an earlier place to w, and up to
