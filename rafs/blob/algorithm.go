@@ -84,6 +84,39 @@ func (d Digester) Sum(p []byte) Digest {
 	panic("blob: " + d.String())
 }
 
+// Cipher is an encryption algorithm by its number on disk (nydus
+// utils/src/crypt.rs).
+type Cipher uint32
+
+// The ciphers that a reader may meet; nydus has numbers for more, which it
+// refuses itself.
+const (
+	CipherNone      Cipher = 0
+	CipherAES128XTS Cipher = 1
+)
+
+var cipherNames = [...]string{"none", "aes128xts"}
+
+// Valid reports whether chunks can be encrypted with c, or are not at all.
+func (c Cipher) Valid() bool { return int(c) < len(cipherNames) }
+
+func (c Cipher) String() string {
+	if c.Valid() {
+		return cipherNames[c]
+	}
+	return fmt.Sprintf("cipher(%d)", uint32(c))
+}
+
+// Key is the key and the IV of an encrypted blob, as the blob table has them. It
+// never shows itself in a log.
+type Key struct {
+	XTS [32]byte
+	IV  [16]byte
+}
+
+func (Key) String() string   { return "key" }
+func (Key) GoString() string { return "key" }
+
 // Digest is the digest of one chunk's uncompressed bytes.
 type Digest [32]byte
 

@@ -7,18 +7,15 @@ import (
 	"github.com/rafsd/rafsd/rafs/layout"
 )
 
-// The features that this reader lacks: each changes how data is found or what it
-// means.
-const featuresUnsupported = layout.FeatureZran | layout.FeatureSeparate | layout.FeatureTarfs |
+// featuresV6Only are those that need what a v5 bootstrap has no place for: chunk
+// information, a key, an address in a tar file.
+const featuresV6Only = layout.FeatureZran | layout.FeatureSeparate | layout.FeatureTarfs |
 	layout.FeatureBatch | layout.FeatureEncrypted | layout.FeatureExternal
 
 // checkBlob holds what both versions say of a blob against the limits of the
 // format. The id of a blob that holds the bootstrap is replaced by inlineID.
 func checkBlob(off uint64, b *blob.Info, inlineID string) error {
 	f := layout.Features(b.Features)
-	if f&featuresUnsupported != 0 {
-		return unsupported(off, "blob %d has features %s", b.Index, f&featuresUnsupported)
-	}
 	if bad := f & layout.FeaturesIncompat &^ layout.FeaturesKnown; bad != 0 {
 		return unsupported(off, "blob %d has unknown features %#x", b.Index, uint32(bad))
 	}
@@ -26,13 +23,16 @@ func checkBlob(off uint64, b *blob.Info, inlineID string) error {
 		if inlineID == "" {
 			return unsupported(off, "blob %d has the bootstrap inside (%s)", b.Index, layout.FeatureInlinedFSMeta)
 		}
-		b.ID = inlineID
+		if f&layout.FeatureSeparate == 0 {
+			b.ID = inlineID
+		}
+		b.MetaID = inlineID
 	}
 	if err := blob.CheckID(b.ID); err != nil {
 		return corrupt(off, "blob %d: %v", b.Index, err)
 	}
 	switch {
-	case b.Compressor == blob.CompressorGzip:
+	case b.Compressor == blob.CompressorGzip && f&layout.FeatureZran == 0:
 		return unsupported(off, "blob %d is compressed with %s", b.Index, b.Compressor)
 	case !b.Compressor.Valid():
 		return unsupported(off, "blob %d has %s", b.Index, b.Compressor)
@@ -81,12 +81,6 @@ func checkChunkSize(off uint64, size uint32) error {
 func checkFlags(off uint64, f layout.Flags) (blob.Compressor, blob.Digester, error) {
 	if bad := f &^ layout.FlagsKnown; bad != 0 {
 		return 0, 0, unsupported(off, "unknown flags %#x", uint64(bad))
-	}
-	if f&layout.FlagTarfs != 0 {
-		return 0, 0, unsupported(off, "tarfs")
-	}
-	if f&layout.FlagEncryptionAES128XTS != 0 {
-		return 0, 0, unsupported(off, "encryption aes128xts")
 	}
 	var c blob.Compressor
 	switch f & layout.FlagsCompressor {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/layout"
+	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
 
 // recordUnit is what offsets of chunk records are counted in: records lie at
@@ -34,6 +35,9 @@ type chunkTable struct {
 	// extended blob table): the number of a chunk is its position in records,
 	// which then goes by the offset in the blob.
 	renumbered bool
+	// sizes is nil but for tarfs (see tarChunks): there records has the places of
+	// chunk addresses, not of chunk records, and sizes how long these chunks are.
+	sizes [][]uint32
 }
 
 // newChunkTable checks the records at these places against the blob table, and
@@ -57,11 +61,43 @@ func newChunkTable(data region, blobs []*blob.Info, places []uint32, renumber bo
 		t.records[i] = append(t.records[i], p)
 	}
 	for i := range t.records {
+		t.measure(i)
 		if err := t.order(i); err != nil {
 			return nil, err
 		}
 	}
 	return t, nil
+}
+
+// loose are blobs whose numbers in the blob table are not those of the chunks
+// that the image uses: dictionaries count what they kept of a blob, and number
+// that anew (nydus builder/src/chunkdict_generator.rs), and the blob of a list of
+// files to prefetch is entered before it is written
+// (builder/src/optimize_prefetch.rs).
+const loose = layout.FeatureChunkDictGenerated | layout.FeatureSeparatePrefetch
+
+func isLoose(b *blob.Info) bool { return layout.Features(b.Features)&loose != 0 }
+
+// measure finds out how many chunks and bytes a loose blob has, as far as the
+// image uses it.
+func (t *chunkTable) measure(blobIndex int) {
+	b := t.blobs[blobIndex]
+	if !isLoose(b) {
+		return
+	}
+	for _, p := range t.records[blobIndex] {
+		r := t.record(p)
+		b.ChunkCount = max(b.ChunkCount, r.Index+1)
+		b.UncompressedSize = max(b.UncompressedSize, r.UncompressedOffset+uint64(r.UncompressedSize))
+	}
+}
+
+// shared tells whether a chunk lies in a unit with others. A batch has chunks of
+// their own beside those that share, which have no compressed size (nydus
+// builder/src/core/node.rs); in a gzip stream nothing is on its own.
+func shared(b *blob.Info, r *layout.ChunkRecord) bool {
+	f := layout.Features(b.Features)
+	return f&layout.FeatureZran != 0 || f&layout.FeatureBatch != 0 && r.CompressedSize == 0
 }
 
 func (t *chunkTable) field(place uint32, at uint64) uint32 {
@@ -78,32 +114,57 @@ func (t *chunkTable) check(off uint64) (uint32, error) {
 		return 0, corrupt(off, "chunk of blob %d, image has %d", r.BlobIndex, len(t.blobs))
 	}
 	b := t.blobs[r.BlobIndex]
-	known := layout.ChunkCompressed | layout.ChunkHasCRC32
+	const known = layout.ChunkCompressed | layout.ChunkEncrypted | layout.ChunkBatch | layout.ChunkHasCRC32
+	space := b.UncompressedSize
+	if isLoose(b) {
+		space = 0
+	}
 	switch {
-	case r.Flags&layout.ChunkBatch != 0:
-		return 0, unsupported(off, "batch chunk")
-	case r.Flags&layout.ChunkEncrypted != 0:
-		return 0, unsupported(off, "encrypted chunk")
 	case r.Flags&^known != 0:
 		return 0, unsupported(off, "chunk flags %#x", r.Flags)
-	case r.Digest == [32]byte{}:
+	case r.Digest == [32]byte{} && layout.Features(b.Features)&layout.FeatureExternal == 0:
 		return 0, corrupt(off, "chunk %d of blob %d has no digest", r.Index, b.Index)
-	case r.Index >= blob.MaxChunks || !t.renumbered && r.Index >= b.ChunkCount:
+	case r.Index >= blob.MaxChunks || !t.renumbered && !isLoose(b) && r.Index >= b.ChunkCount:
 		return 0, corrupt(off, "chunk number %d, blob %d has %d chunks", r.Index, b.Index, b.ChunkCount)
 	case r.UncompressedSize == 0 || r.UncompressedSize > b.ChunkSize:
 		return 0, corrupt(off, "chunk of %d bytes, chunk size %d", r.UncompressedSize, b.ChunkSize)
-	case r.CompressedSize == 0 || r.CompressedSize > blob.MaxChunkSize:
-		return 0, corrupt(off, "chunk of %d compressed bytes, limit %d", r.CompressedSize, blob.MaxChunkSize)
-	case r.Flags&layout.ChunkCompressed == 0 && r.CompressedSize != r.UncompressedSize:
-		return 0, corrupt(off, "uncompressed chunk of %d bytes takes %d", r.UncompressedSize, r.CompressedSize)
-	case r.Flags&layout.ChunkCompressed != 0 && b.Compressor == blob.CompressorNone:
-		return 0, corrupt(off, "compressed chunk in blob %d, which names no compressor", b.Index)
-	case !inside(r.CompressedOffset, r.CompressedSize, b.CompressedSize, blob.MaxCompressedSize):
-		return 0, corrupt(off, "chunk at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, b.Index, b.CompressedSize)
-	case !inside(r.UncompressedOffset, r.UncompressedSize, b.UncompressedSize, blob.MaxUncompressedSize):
+	case !inside(r.UncompressedOffset, r.UncompressedSize, space, blob.MaxUncompressedSize):
 		return 0, corrupt(off, "chunk at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, b.Index, b.UncompressedSize)
+	case r.Flags&layout.ChunkEncrypted != 0 && b.Cipher == blob.CipherNone:
+		return 0, corrupt(off, "encrypted chunk in blob %d, which names no cipher", b.Index)
 	}
-	return r.BlobIndex, nil
+	if shared(b, &r) {
+		return r.BlobIndex, nil
+	}
+	return r.BlobIndex, checkPlace(off, b, &r)
+}
+
+// checkPlace holds what the record of a chunk that shares with no other says of
+// the blob object against that.
+func checkPlace(off uint64, b *blob.Info, r *layout.ChunkRecord) error {
+	switch {
+	case r.Flags&layout.ChunkBatch != 0 && layout.Features(b.Features)&layout.FeatureBatch == 0:
+		return corrupt(off, "batch chunk in blob %d, which has features %s", b.Index, layout.Features(b.Features))
+	case r.CompressedSize == 0 || r.CompressedSize > blob.MaxChunkSize:
+		return corrupt(off, "chunk of %d compressed bytes, limit %d", r.CompressedSize, blob.MaxChunkSize)
+	case r.Flags&layout.ChunkCompressed == 0 && r.CompressedSize != storedSize(r):
+		return corrupt(off, "uncompressed chunk of %d bytes takes %d", r.UncompressedSize, r.CompressedSize)
+	case r.Flags&layout.ChunkCompressed != 0 && b.Compressor == blob.CompressorNone:
+		return corrupt(off, "compressed chunk in blob %d, which names no compressor", b.Index)
+	case !inside(r.CompressedOffset, r.CompressedSize, b.CompressedSize, blob.MaxCompressedSize):
+		return corrupt(off, "chunk at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, b.Index, b.CompressedSize)
+	}
+	return nil
+}
+
+// storedSize is how many bytes of the blob an uncompressed chunk takes: encryption
+// pads what is shorter than a block (rafs/blob/codec/xts).
+func storedSize(r *layout.ChunkRecord) uint32 {
+	const block, padded = 16, 18
+	if r.Flags&layout.ChunkEncrypted != 0 && r.UncompressedSize < block {
+		return padded
+	}
+	return r.UncompressedSize
 }
 
 // inside tells whether size bytes at off end within total, or within limit where
@@ -123,15 +184,20 @@ func (t *chunkTable) order(blobIndex int) error {
 	if err != nil {
 		return err
 	}
+	t.records[blobIndex] = slices.Clip(places)
+	return t.disjoint(blobIndex)
+}
+
+// disjoint refuses chunks of a blob that are not one behind the other.
+func (t *chunkTable) disjoint(blobIndex int) error {
 	end := uint64(0)
-	for _, p := range places {
+	for _, p := range t.records[blobIndex] {
 		r := t.record(p)
 		if r.UncompressedOffset < end {
 			return corrupt(uint64(p)*recordUnit, "chunk %d of blob %d at %#x begins inside the chunk before it", r.Index, blobIndex, r.UncompressedOffset)
 		}
 		end = r.UncompressedOffset + uint64(r.UncompressedSize)
 	}
-	t.records[blobIndex] = slices.Clip(places)
 	return nil
 }
 
@@ -140,7 +206,21 @@ func (t *chunkTable) key(place uint32) uint64 {
 	if t.renumbered {
 		return binary.LittleEndian.Uint64(t.data[uint64(place)*recordUnit+recordOffsetAt:])
 	}
-	return uint64(t.field(place, recordIndexAt))
+	return uint64(t.chunkIndex(place))
+}
+
+// chunkIndex is the number of the chunk at a place.
+func (t *chunkTable) chunkIndex(place uint32) uint32 {
+	if t.sizes != nil {
+		return t.addr(place).ChunkIndex
+	}
+	return t.field(place, recordIndexAt)
+}
+
+// addr decodes the chunk address at a place of tarfs.
+func (t *chunkTable) addr(place uint32) v6.ChunkAddr {
+	a, _ := v6.DecodeChunkAddr(t.data.from(uint64(place) * recordUnit))
+	return a
 }
 
 // sparse is how many times more chunks than records a blob must have before its
@@ -194,6 +274,10 @@ func (t *chunkTable) same(a, b uint32) error {
 
 // record decodes a record whose place has been checked.
 func (t *chunkTable) record(place uint32) layout.ChunkRecord {
+	if t.sizes != nil {
+		a := t.addr(place)
+		return t.tarRecord(a, t.search(a.BlobIndex, uint64(a.ChunkIndex)))
+	}
 	r, _ := layout.DecodeChunkRecord(t.data.from(uint64(place) * recordUnit))
 	return r
 }
@@ -213,11 +297,11 @@ func (t *chunkTable) find(blobIndex, chunkIndex uint32) (uint32, bool) {
 	// Numbers ascend, so that a chunk is at its number if the image uses all
 	// chunks before it, and never behind.
 	n := min(int(chunkIndex)+1, len(places))
-	if n == int(chunkIndex)+1 && t.field(places[chunkIndex], recordIndexAt) == chunkIndex {
+	if n == int(chunkIndex)+1 && t.chunkIndex(places[chunkIndex]) == chunkIndex {
 		return places[chunkIndex], true
 	}
-	i := sort.Search(n, func(i int) bool { return t.field(places[i], recordIndexAt) >= chunkIndex })
-	if i == n || t.field(places[i], recordIndexAt) != chunkIndex {
+	i := sort.Search(n, func(i int) bool { return t.chunkIndex(places[i]) >= chunkIndex })
+	if i == n || t.chunkIndex(places[i]) != chunkIndex {
 		return 0, false
 	}
 	return places[i], true
@@ -234,6 +318,10 @@ func (t *chunkTable) number(r *layout.ChunkRecord) uint32 {
 
 // position is where in t.records[its blob] the chunk of a record is.
 func (t *chunkTable) position(place uint32) uint64 {
+	if t.sizes != nil {
+		a := t.addr(place)
+		return uint64(t.search(a.BlobIndex, uint64(a.ChunkIndex)))
+	}
 	return uint64(t.search(t.field(place, recordBlobAt), t.key(place)))
 }
 
@@ -247,8 +335,11 @@ func (t *chunkTable) decode(c *blob.Chunk, r *layout.ChunkRecord) {
 	c.Blob = t.blobs[r.BlobIndex]
 	c.Index = t.number(r)
 	c.Compressed = r.Flags&layout.ChunkCompressed != 0
-	c.CompressedOffset = r.CompressedOffset
-	c.CompressedSize = r.CompressedSize
+	c.Encrypted = r.Flags&layout.ChunkEncrypted != 0
+	if c.Shared = shared(c.Blob, r); !c.Shared {
+		c.CompressedOffset = r.CompressedOffset
+		c.CompressedSize = r.CompressedSize
+	}
 	c.UncompressedOffset = r.UncompressedOffset
 	c.UncompressedSize = r.UncompressedSize
 	c.Digest = r.Digest

@@ -31,8 +31,13 @@ type Options struct {
 	SHA256 *[sha256.Size]byte
 	// InlineBlobID is the id of the blob that the bootstrap was found in
 	// ([FindBootstrap]). Such a bootstrap cannot name that blob itself; without
-	// InlineBlobID it is refused.
+	// InlineBlobID it is refused. Where the data is another object yet, the
+	// bootstrap names that, and this is where its metadata is.
 	InlineBlobID string
+	// External accepts blobs whose data lies in a backend that the image does not
+	// name. Their chunks may have no digest, so that nothing can be read of them;
+	// it is for who wants to know what is in an image.
+	External bool
 }
 
 // Attr is what stat tells of an inode.
@@ -60,6 +65,7 @@ type Dirent struct {
 type Super struct {
 	Version    int // 5 or 6
 	ChunkSize  uint32
+	BlockSize  uint32 // what folders and chunk addresses count; 0 in v5
 	Inodes     uint64 // reachable; hard links counted once
 	Names      uint64 // entries of all folders, without "." and ".."
 	Flags      layout.Flags
@@ -127,6 +133,18 @@ func (im *Image) Blobs() []*blob.Info { return im.blobs }
 // Chunk finds a chunk by blob and number, false if no file of the image uses it.
 func (im *Image) Chunk(blobIndex, chunkIndex uint32) (blob.Chunk, bool) {
 	return im.chunks.chunk(blobIndex, chunkIndex)
+}
+
+// ChunkRecord is what the image says of a chunk with all that Chunk leaves out:
+// flags and CRC. In tarfs it has neither, nor a digest. FileOffset means nothing.
+func (im *Image) ChunkRecord(blobIndex, chunkIndex uint32) (layout.ChunkRecord, bool) {
+	place, ok := im.chunks.find(blobIndex, chunkIndex)
+	if !ok {
+		return layout.ChunkRecord{}, false
+	}
+	r := im.chunks.record(place)
+	r.Index, r.FileOffset = chunkIndex, 0
+	return r, true
 }
 
 // Prefetch are the node ids of the prefetch table in its order: files, and

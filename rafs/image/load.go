@@ -1,31 +1,113 @@
 package image
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
 
-// Open reads a bootstrap and returns the model of its image. The file is read
-// once, into sealed memory: what happens to it afterwards cannot matter. Errors
-// wrap ErrCorrupt, ErrUnsupported or ErrDigest, or are those of the file.
+// Open opens an image by a file: its bootstrap, or a blob with a bootstrap inside
+// ([FindBootstrap]). Such a blob is taken for the one of opts.InlineBlobID, else
+// for the one that its name says, else for that of its SHA-256. What is opened is
+// read once, into sealed memory: what happens to the file afterwards cannot
+// matter. Errors wrap ErrCorrupt, ErrUnsupported or ErrDigest, or are those of
+// the file.
 func Open(path string, opts Options) (*Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap: %w", err)
 	}
 	defer f.Close()
-	data, sum, err := seal(f)
+	im, err := openFile(f, opts)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
+	}
+	return im, nil
+}
+
+func openFile(f *os.File, opts Options) (*Image, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return openSealed(f, opts) // it can be read once only
+	}
+	bare, err := isBootstrap(f, st.Size())
+	if err != nil {
+		return nil, err
+	}
+	if !bare && opts.InlineBlobID == "" {
+		if opts.InlineBlobID, err = blobID(f); err != nil {
+			return nil, err
+		}
+	}
+	return OpenAt(f, st.Size(), opts)
+}
+
+// OpenAt is Open for anything of size bytes that can be read in places, as an
+// object of a registry can: of a blob only the bootstrap is read. A blob needs
+// opts.InlineBlobID.
+func OpenAt(r io.ReaderAt, size int64, opts Options) (*Image, error) {
+	bare, err := isBootstrap(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if bare {
+		return openSealed(io.NewSectionReader(r, 0, size), opts)
+	}
+	data, err := FindBootstrap(r, size)
+	if errors.Is(err, ErrNoBootstrap) {
+		return nil, fmt.Errorf("%w: no magic of RAFS v5 or v6: %w", ErrCorrupt, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openSealed(bytes.NewReader(data), opts)
+}
+
+// isBootstrap tells a bootstrap by its magic.
+func isBootstrap(r io.ReaderAt, size int64) (bool, error) {
+	var head [v6.SuperOffset + 4]byte
+	n, err := r.ReadAt(head[:min(max(size, 0), int64(len(head)))], 0)
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	return isV6(head[:n]) || isV5(head[:n]), nil
+}
+
+// blobID is the id of a blob in a file.
+func blobID(f *os.File) (string, error) {
+	name := filepath.Base(f.Name())
+	if _, err := hex.DecodeString(name); err == nil && len(name) == 2*sha256.Size {
+		return name, nil
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// openSealed makes an image of a bootstrap that it copies.
+func openSealed(r io.Reader, opts Options) (*Image, error) {
+	data, sum, err := seal(r)
+	if err != nil {
+		return nil, err
 	}
 	im, err := parse(data, sum, opts)
 	if err != nil {
 		unmap(data)
-		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
+		return nil, err
 	}
 	im.unmap = func() error { return unmap(data) }
 	return im, nil

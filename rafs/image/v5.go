@@ -69,6 +69,9 @@ func (o *v5Open) readSuper() error {
 		return err
 	}
 	flags := layout.Flags(s.Flags)
+	if bad := flags & (layout.FlagTarfs | layout.FlagEncryptionAES128XTS); bad != 0 {
+		return unsupported(16, "flags %s in a v5 image", bad)
+	}
 	comp, dig, err := checkFlags(16, flags)
 	if err != nil {
 		return err
@@ -115,8 +118,9 @@ func (o *v5Open) readBlobs() error {
 	}
 	for i, e := range entries {
 		b := &blob.Info{
-			Index: uint32(i), ID: e.ID, ChunkSize: s.ChunkSize,
+			Index: uint32(i), ID: e.ID, MetaID: e.ID, ChunkSize: s.ChunkSize,
 			Compressor: o.im.super.Compressor, Digester: o.im.super.Digester,
+			PrefetchOffset: e.PrefetchOffset, PrefetchSize: e.PrefetchSize,
 		}
 		off := at
 		if s.ExtBlobEntries != 0 {
@@ -125,8 +129,11 @@ func (o *v5Open) readBlobs() error {
 			if err != nil {
 				return corrupt(off, "%v", err)
 			}
-			b.Features, b.ChunkCount = x.Features, x.ChunkCount
+			b.Features, b.ChunkCount, b.ListedChunks = x.Features, x.ChunkCount, x.ChunkCount
 			b.CompressedSize, b.UncompressedSize = x.CompressedSize, x.UncompressedSize
+		}
+		if f := layout.Features(b.Features) & featuresV6Only; f != 0 {
+			return unsupported(off, "blob %d of a v5 image has features %s", b.Index, f)
 		}
 		if err := checkBlob(off, b, o.opts.InlineBlobID); err != nil {
 			return err

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"os"
 
-	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
@@ -17,6 +16,7 @@ type v6Tree struct {
 	data      region
 	meta      uint64 // where nids are counted from
 	root      uint64 // nid
+	blockBits uint
 	chunkBits uint
 	chunks    *chunkTable
 
@@ -56,6 +56,9 @@ type v6Open struct {
 	tree  *v6Tree
 }
 
+// tarfs tells whether the blobs are plain tar files.
+func (o *v6Open) tarfs() bool { return layout.Flags(o.ext.Flags)&layout.FlagTarfs != 0 }
+
 func isV6(data []byte) bool {
 	b, ok := region(data).slice(v6.SuperOffset, 4)
 	return ok && binary.LittleEndian.Uint32(b) == v6.Magic
@@ -81,11 +84,9 @@ func (o *v6Open) readSuper() error {
 		return corrupt(at, "%v", err)
 	}
 	o.super = s
-	meta := uint64(s.MetaBlkAddr) * v6.BlockSize
+	meta := uint64(s.MetaBlkAddr) << (s.BlockBits & 31)
 	switch {
-	case s.BlockBits == v6.TarfsBits:
-		return unsupported(at+12, "tarfs (blocks of %d bytes)", 1<<v6.TarfsBits)
-	case s.BlockBits != v6.BlockBits:
+	case s.BlockBits != v6.BlockBits && s.BlockBits != v6.TarfsBits:
 		return unsupported(at+12, "block bits %d, want %d", s.BlockBits, v6.BlockBits)
 	case s.FeatureCompat&v6.FeatureCompatRafs == 0:
 		return unsupported(at+8, "plain EROFS: compatible features %#x lack %#x", s.FeatureCompat, v6.FeatureCompatRafs)
@@ -105,8 +106,8 @@ func (o *v6Open) readSuper() error {
 		return corrupt(at+32, "build time with %d ns", s.BuildTimeNsec)
 	}
 	o.tree = &v6Tree{
-		data: o.data, meta: meta, root: uint64(s.RootNID),
-		sharedXattrs: uint64(s.XattrBlkAddr) * v6.BlockSize,
+		data: o.data, meta: meta, root: uint64(s.RootNID), blockBits: uint(s.BlockBits),
+		sharedXattrs: uint64(s.XattrBlkAddr) << s.BlockBits,
 		buildTime:    int64(s.BuildTime), buildTimeNsec: s.BuildTimeNsec,
 	}
 	return nil
@@ -128,6 +129,8 @@ func (o *v6Open) readExtSuper() error {
 		return err
 	}
 	switch {
+	case o.tarfs() != (o.super.BlockBits == v6.TarfsBits):
+		return unsupported(at, "flags %s with blocks of %d bytes", flags, 1<<o.super.BlockBits)
 	case s.BlobTableSize%v6.BlobEntrySize != 0:
 		return corrupt(at+16, "blob table of %d bytes, want a multiple of %d", s.BlobTableSize, v6.BlobEntrySize)
 	case s.BlobTableSize/v6.BlobEntrySize != uint32(o.super.ExtraDevices):
@@ -149,7 +152,7 @@ func (o *v6Open) readExtSuper() error {
 	if err != nil {
 		return err
 	}
-	o.im.super = Super{Version: 6, ChunkSize: s.ChunkSize, Flags: flags, Compressor: comp, Digester: dig}
+	o.im.super = Super{Version: 6, ChunkSize: s.ChunkSize, BlockSize: 1 << o.super.BlockBits, Flags: flags, Compressor: comp, Digester: dig}
 	o.tree.owner = ownerOf(flags)
 	for 1<<o.tree.chunkBits < s.ChunkSize {
 		o.tree.chunkBits++
@@ -179,24 +182,17 @@ func (o *v6Open) readBlobs() error {
 			return corrupt(off+64, "blob %d has index %d", i, e.Index)
 		case e.ChunkSize != o.ext.ChunkSize:
 			return corrupt(off+68, "blob %d has chunk size %#x, image %#x", i, e.ChunkSize, o.ext.ChunkSize)
-		case e.Cipher != 0:
-			return unsupported(off+216, "blob %d has cipher %d", i, e.Cipher)
 		case slot.ID != e.ID:
 			return corrupt(slotOff, "device %d is %q, blob %q", i, slot.ID, e.ID)
 		case slot.Blocks == 0:
 			return corrupt(slotOff+64, "device %d has no blocks", i)
 		}
-		b := &blob.Info{
-			Index: e.Index, ID: e.ID, Features: e.Features,
-			Compressor: blob.Compressor(e.Compressor), Digester: blob.Digester(e.Digester),
-			ChunkSize: e.ChunkSize, ChunkCount: e.ChunkCount,
-			CompressedSize: e.CompressedSize, UncompressedSize: e.UncompressedSize,
-		}
+		b := entryInfo(&e, &slot)
 		if err := checkBlob(off, b, o.opts.InlineBlobID); err != nil {
 			return err
 		}
-		if layout.Features(e.Features)&layout.FeatureAligned == 0 {
-			return unsupported(off+84, "blob %d without aligned chunks", i)
+		if err := o.checkFeatures(off, b, &e); err != nil {
+			return err
 		}
 		o.im.blobs = append(o.im.blobs, b)
 	}
@@ -205,6 +201,9 @@ func (o *v6Open) readBlobs() error {
 
 // readChunks reads the chunk table. It is what gives v6 data its digests.
 func (o *v6Open) readChunks() error {
+	if o.tarfs() {
+		return nil // the walk gathers them
+	}
 	places := make([]uint32, 0, o.ext.ChunkTableSize/layout.ChunkRecordSize)
 	for n := uint64(0); n < o.ext.ChunkTableSize; n += layout.ChunkRecordSize {
 		off := o.ext.ChunkTableOffset + n
@@ -215,7 +214,7 @@ func (o *v6Open) readChunks() error {
 		return err
 	}
 	o.im.chunks, o.tree.chunks = t, t
-	return nil
+	return checkBlobs(o.ext.BlobTableOffset, o.im.blobs) // with what was counted
 }
 
 // readPrefetch reads the prefetch table: nids, up to a zero.

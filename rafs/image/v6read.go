@@ -70,16 +70,18 @@ func (t *v6Tree) attr(node uint64) (Attr, error) {
 }
 
 // blocks is how many blocks the data of a flat inode has.
-func (in *v6Inode) blocks() uint64 { return (in.Size + v6.BlockSize - 1) / v6.BlockSize }
+func (t *v6Tree) blocks(in *v6Inode) uint64 {
+	return (in.Size + 1<<t.blockBits - 1) >> t.blockBits
+}
 
 // block returns block i of a flat inode: all of it, or up to the inode's size.
 func (t *v6Tree) block(in *v6Inode, i uint64) (b []byte, off uint64, ok bool) {
-	n := in.blocks()
+	n := t.blocks(in)
 	if i >= n {
 		return nil, 0, false
 	}
-	size := min(in.Size-i*v6.BlockSize, v6.BlockSize)
-	off = (uint64(in.U) + i) * v6.BlockSize
+	size := min(in.Size-i<<t.blockBits, 1<<t.blockBits)
+	off = (uint64(in.U) + i) << t.blockBits
 	if in.Layout == v6.LayoutFlatInline && i == n-1 {
 		off = in.tail()
 	}
@@ -127,7 +129,7 @@ func (t *v6Tree) lookup(node uint64, name string) (uint64, error) {
 	}
 	// The last block whose first name is not behind name is the only one that can
 	// have it.
-	lo, hi := uint64(0), in.blocks()
+	lo, hi := uint64(0), t.blocks(&in)
 	for lo+1 < hi {
 		mid := (lo + hi) / 2
 		b, _, ok := t.block(&in, mid)
@@ -202,11 +204,29 @@ func (t *v6Tree) readlink(node uint64) ([]byte, error) {
 	if !in.isType(v6.TypeSymlink) {
 		return nil, ErrNotSymlink
 	}
-	b, _, ok := t.block(&in, 0)
+	b, ok := t.target(&in)
 	if !ok {
 		return nil, ErrNotSymlink
 	}
 	return b, nil
+}
+
+// target is the data of a symbolic link. Only blocks of 512 bytes, those of
+// tarfs, can be too small for it; the last may lie apart from those before it.
+func (t *v6Tree) target(in *v6Inode) ([]byte, bool) {
+	b, _, ok := t.block(in, 0)
+	n := t.blocks(in)
+	for i := uint64(1); ok && i < n; i++ {
+		var more []byte
+		more, _, ok = t.block(in, i)
+		b = append(b, more...) // no room behind b: it is copied
+	}
+	if n > 1 && in.Layout == v6.LayoutFlatInline && (!ok || bytes.IndexByte(b, 0) >= 0) {
+		// nydus-image writes all of such a target behind the inode, not its last part
+		// alone, and over whatever is there (nydus builder/src/core/v6.rs).
+		return t.data.slice(in.tail(), in.Size)
+	}
+	return b, ok
 }
 
 // chunkAddrs is where the chunk addresses of a regular file begin.

@@ -10,6 +10,8 @@ import (
 type v6Walk struct {
 	*v6Tree
 	budget budget
+	// tar gathers the chunks of tarfs, which has no table of them; else nil.
+	tar *tarChunks
 	// folders are checked themselves, their entries not yet.
 	folders   []v6Folder
 	inodes    uint64
@@ -25,6 +27,9 @@ func (o *v6Open) walk() error {
 	slots := (uint64(len(o.data)) - t.meta) / v6.NIDUnit
 	t.nodes = newBitset(slots)
 	w := &v6Walk{v6Tree: t, budget: budget(len(o.data))}
+	if o.tarfs() {
+		w.tar = newTarChunks(o.im.blobs)
+	}
 	root, err := w.visit(v6.SuperOffset+14, t.root)
 	if err != nil {
 		return err
@@ -41,6 +46,9 @@ func (o *v6Open) walk() error {
 		}
 	}
 	o.im.super.Inodes, o.im.super.Names, o.im.xattrs = w.inodes, w.names, w.hasXattrs
+	if w.tar != nil {
+		return o.tarTable(w.tar)
+	}
 	return nil
 }
 
@@ -124,7 +132,7 @@ func (w *v6Walk) checkFlat(in *v6Inode, limit uint64) error {
 	if err := w.budget.take(in.off, in.Size); err != nil {
 		return err
 	}
-	n := in.blocks()
+	n := w.blocks(in)
 	if n > 1 {
 		// Blocks follow each other: if the first and the last but one are inside,
 		// all between them are.
@@ -136,7 +144,7 @@ func (w *v6Walk) checkFlat(in *v6Inode, limit uint64) error {
 	if !ok {
 		return corrupt(in.off+16, "data at %#x, bootstrap has %d bytes", off, len(w.data))
 	}
-	if in.Layout == v6.LayoutFlatInline && off/v6.BlockSize != (off+uint64(len(last))-1)/v6.BlockSize {
+	if in.Layout == v6.LayoutFlatInline && off>>w.blockBits != (off+uint64(len(last))-1)>>w.blockBits {
 		return corrupt(in.off, "inline data of %d bytes at %#x crosses a block", len(last), off)
 	}
 	return nil
@@ -146,9 +154,10 @@ func (w *v6Walk) checkSymlink(in *v6Inode) error {
 	if err := w.checkFlat(in, maxSymlink); err != nil {
 		return err
 	}
-	target, off, _ := w.block(in, 0)
-	if i := bytes.IndexByte(target, 0); i >= 0 {
-		return corrupt(off+uint64(i), "NUL in a symbolic link")
+	target, ok := w.target(in)
+	if i := bytes.IndexByte(target, 0); i >= 0 || !ok {
+		_, off, _ := w.block(in, 0)
+		return corrupt(off+uint64(max(i, 0)), "NUL in a symbolic link")
 	}
 	return nil
 }
@@ -180,14 +189,20 @@ func (w *v6Walk) checkChunks(in *v6Inode) error {
 		if err != nil {
 			return corrupt(off, "%v", err)
 		}
+		want := min(in.Size-i<<w.chunkBits, 1<<w.chunkBits)
+		if w.tar != nil {
+			if err := w.tar.add(off, a, uint32(want)); err != nil {
+				return err
+			}
+			continue
+		}
 		place, ok := w.chunks.find(a.BlobIndex, a.ChunkIndex)
 		if !ok {
 			return corrupt(off, "chunk %d of blob %d is not in the chunk table", a.ChunkIndex, a.BlobIndex)
 		}
 		r := w.chunks.record(place)
-		want := min(in.Size-i<<w.chunkBits, 1<<w.chunkBits)
 		switch {
-		case r.UncompressedOffset != uint64(a.BlkAddr)*v6.BlockSize:
+		case r.UncompressedOffset != uint64(a.BlkAddr)<<w.blockBits:
 			return corrupt(off, "chunk %d of blob %d in block %d, chunk table has it at %#x", a.ChunkIndex, a.BlobIndex, a.BlkAddr, r.UncompressedOffset)
 		case uint64(r.UncompressedSize) < want:
 			return corrupt(off, "chunk %d of blob %d has %d bytes, file needs %d", a.ChunkIndex, a.BlobIndex, r.UncompressedSize, want)
@@ -205,7 +220,7 @@ func (w *v6Walk) folder(f v6Folder) error {
 	}
 	var last []byte
 	entries, dots := 0, 0
-	for i := range in.blocks() {
+	for i := range w.blocks(&in) {
 		b, off, _ := w.block(&in, i)
 		n, err := checkDirBlock(b, off)
 		if err != nil {

@@ -71,6 +71,35 @@ const (
 	FeaturesKnown Features = 0x0fff
 )
 
+var flagNames = [...]struct {
+	bit  Flags
+	name string
+}{
+	{FlagCompressorNone, "none"},
+	{FlagCompressorLZ4Block, "lz4_block"},
+	{FlagDigesterBlake3, "blake3"},
+	{FlagDigesterSHA256, "sha256"},
+	{FlagExplicitUIDGID, "explicit-uidgid"},
+	{FlagHasXattr, "xattr"},
+	{FlagCompressorGzip, "gzip"},
+	{FlagCompressorZstd, "zstd"},
+	{FlagInlinedChunkDigest, "inlined-chunk-digest"},
+	{FlagTarfs, "tarfs"},
+	{FlagEncryptionNone, "encryption-none"},
+	{FlagEncryptionAES128XTS, "aes128xts"},
+}
+
+// String names the bits of f that have a name, separated by commas.
+func (f Flags) String() string {
+	var names []string
+	for _, n := range flagNames {
+		if f&n.bit != 0 {
+			names = append(names, n.name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
 var featureNames = [...]struct {
 	bit  Features
 	name string

@@ -10,6 +10,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/layout"
 )
 
 // Blobs is folders with blobs in files named by their ids.
@@ -35,19 +36,15 @@ func (dirs Blobs) Read(s *blob.Segment) ([]byte, error) {
 }
 
 func (dirs Blobs) chunk(c *blob.Chunk) ([]byte, error) {
-	raw := make([]byte, c.CompressedSize)
-	if err := dirs.readAt(c.Blob.ID, raw, int64(c.CompressedOffset)); err != nil {
+	data, err := dirs.content(c)
+	if err != nil {
 		return nil, err
-	}
-	data := raw
-	if c.Compressed {
-		var err error
-		if data, err = decode(c, raw); err != nil {
-			return nil, err
-		}
 	}
 	if len(data) != int(c.UncompressedSize) {
 		return nil, fmt.Errorf("%d bytes, want %d", len(data), c.UncompressedSize)
+	}
+	if layout.Features(c.Blob.Features)&layout.FeatureTarfs != 0 {
+		return data, dirs.checkWhole(c.Blob.ID)
 	}
 	if got := c.Blob.Digester.Sum(data); !bytes.Equal(got[:], c.Digest[:]) {
 		return nil, fmt.Errorf("%w: %s, want %s", blob.ErrDigest, got, c.Digest)
@@ -55,16 +52,42 @@ func (dirs Blobs) chunk(c *blob.Chunk) ([]byte, error) {
 	return data, nil
 }
 
-func decode(c *blob.Chunk, raw []byte) ([]byte, error) {
-	dst := make([]byte, c.UncompressedSize)
-	switch c.Blob.Compressor {
+// content is the bytes of a chunk, not verified.
+func (dirs Blobs) content(c *blob.Chunk) ([]byte, error) {
+	if c.Shared {
+		return dirs.shared(c)
+	}
+	raw := make([]byte, c.CompressedSize)
+	if err := dirs.readAt(c.Blob.ID, raw, int64(c.CompressedOffset)); err != nil {
+		return nil, err
+	}
+	if c.Encrypted {
+		var err error
+		if raw, err = decrypt(c.Blob, raw); err != nil {
+			return nil, err
+		}
+		if !c.Compressed && len(raw) > int(c.UncompressedSize) {
+			raw = raw[:c.UncompressedSize]
+		}
+	}
+	if !c.Compressed {
+		return raw, nil
+	}
+	return decode(c.Blob.Compressor, raw, int(c.UncompressedSize))
+}
+
+func decode(how blob.Compressor, raw []byte, size int) ([]byte, error) {
+	dst := make([]byte, size)
+	switch how {
+	case blob.CompressorNone:
+		return raw, nil
 	case blob.CompressorZstd:
 		return zstdReader.DecodeAll(raw, dst[:0])
 	case blob.CompressorLZ4Block:
 		n, err := lz4.UncompressBlock(raw, dst)
 		return dst[:max(n, 0)], err
 	}
-	return nil, fmt.Errorf("compressor %s", c.Blob.Compressor)
+	return nil, fmt.Errorf("compressor %s", how)
 }
 
 func (dirs Blobs) readAt(id string, p []byte, off int64) error {

@@ -1,6 +1,8 @@
 package rafstest
 
 import (
+	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,7 +13,7 @@ import (
 // Case is an image that a reader must be able to serve.
 type Case struct {
 	Name      string
-	Bootstrap string // path
+	Bootstrap string // path; of the blob, where the bootstrap is inside that
 	Blobs     Blobs
 	Want      []Entry // nil: there is no manifest, all content must verify
 }
@@ -20,42 +22,27 @@ type Case struct {
 // and digester, layers, a chunk dictionary, a prefetch table.
 func Core(t testing.TB) []Case {
 	t.Helper()
-	return cases(t, filepath.Join(testenv.ModuleRoot(), "rafs/rafstest/testdata"), func(string) bool { return true })
+	return cases(t, filepath.Join(testenv.ModuleRoot(), "rafs/rafstest/testdata"))
 }
 
-// lacking are parts of the names of images that need a feature which rafs/image
-// does not have yet.
-var lacking = []string{"batch", "encrypt", "tarfs", "targz-ref"}
-
-// Nydus returns all images made by nydus-image that can be read and whose
-// bootstrap is a file of its own. It skips the test, or fails it where that is
-// required, if the machine does not have them.
+// Nydus returns all images made by nydus-image. It skips the test, or fails it
+// where that is required, if the machine does not have them.
 func Nydus(t testing.TB) []Case {
 	t.Helper()
-	return cases(t, filepath.Join(testenv.Fixtures(t), "nydus-made"), func(name string) bool {
-		for _, l := range lacking {
-			if strings.Contains(name, l) {
-				return false
-			}
-		}
-		return true
-	})
+	return cases(t, filepath.Join(testenv.Fixtures(t), "nydus-made"))
 }
 
 // cases lists the images of a folder that has images, blobs and trees.
-func cases(t testing.TB, dir string, pick func(name string) bool) []Case {
+func cases(t testing.TB, dir string) []Case {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, "images/*/image.boot"))
+	paths, err := filepath.Glob(filepath.Join(dir, "images/*"))
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no images in %s: %v", dir, err)
 	}
 	trees := map[string][]Entry{}
 	var out []Case
 	for _, p := range paths {
-		c := Case{Name: filepath.Base(filepath.Dir(p)), Bootstrap: p, Blobs: Blobs{filepath.Join(dir, "blobs")}}
-		if !pick(c.Name) {
-			continue
-		}
+		c := Case{Name: filepath.Base(p), Bootstrap: bootstrapOf(t, p, dir), Blobs: Blobs{filepath.Join(dir, "blobs")}}
 		if tree := treeOf(c.Name); tree != "" {
 			if trees[tree] == nil {
 				trees[tree] = Manifest(t, filepath.Join(dir, "trees", tree+".ndjson"))
@@ -68,6 +55,25 @@ func cases(t testing.TB, dir string, pick func(name string) bool) []Case {
 		out = append(out, c)
 	}
 	return out
+}
+
+// bootstrapOf is the bootstrap of the image in a folder, or the blob that has it
+// inside.
+func bootstrapOf(t testing.TB, image, dir string) string {
+	t.Helper()
+	path := filepath.Join(image, "image.boot")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	var out struct{ Blobs []string }
+	b, err := os.ReadFile(filepath.Join(image, "output.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil || len(out.Blobs) != 1 {
+		t.Fatalf("image %s has neither a bootstrap nor one blob: %v", image, err)
+	}
+	return filepath.Join(dir, "blobs", out.Blobs[0])
 }
 
 // treeOf names the manifest of an image made by nydus-image.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/image"
+	"github.com/rafsd/rafsd/rafs/layout"
 )
 
 // maxReads is how many places of one file Exercise asks for: a damaged image may
@@ -197,10 +198,10 @@ func (x *exercise) segment(s *blob.Segment) error {
 	}
 	switch {
 	case uint64(s.Offset)+uint64(s.Length) > uint64(c.UncompressedSize),
-		c.UncompressedSize > blob.MaxChunkSize, c.CompressedSize > blob.MaxChunkSize, c.CompressedSize == 0,
+		c.UncompressedSize > blob.MaxChunkSize, c.CompressedSize > blob.MaxChunkSize, (c.CompressedSize == 0) != c.Shared,
 		b.CompressedSize != 0 && c.CompressedOffset+uint64(c.CompressedSize) > b.CompressedSize,
 		b.UncompressedSize != 0 && c.UncompressedOffset+uint64(c.UncompressedSize) > b.UncompressedSize,
-		c.Digest == blob.Digest{}, b.ChunkCount != 0 && c.Index >= b.ChunkCount:
+		(c.Digest == blob.Digest{}) != (layout.Features(b.Features)&layout.FeatureTarfs != 0), b.ChunkCount != 0 && c.Index >= b.ChunkCount:
 		return fmt.Errorf("%+v of blob %+v", *s, *b)
 	}
 	return nil
