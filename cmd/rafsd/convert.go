@@ -17,6 +17,7 @@ import (
 // convertFlags are those of convert.
 type convertFlags struct {
 	platform, chunkSize, compressor, digester, workDir string
+	progress                                           string
 	workers                                            int
 	plainHTTP, asJSON                                  bool
 	caFiles, prefetch                                  []string
@@ -62,7 +63,8 @@ func (a *app) convert() *cobra.Command {
 	flags.StringVar(&f.workDir, "work-dir", "", "folder for blobs until they are pushed (default $TMPDIR or /tmp)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "talk http, not https, to the registries")
 	flags.StringArrayVar(&f.caFiles, "ca", nil, "further certificate authorities, a PEM file; may be repeated")
-	flags.BoolVar(&f.asJSON, "json", false, "print the result as JSON, and no progress")
+	flags.BoolVar(&f.asJSON, "json", false, "print the result as JSON, and no progress unless asked for")
+	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
 	return cmd
 }
 
@@ -71,13 +73,9 @@ func (a *app) runConvert(cmd *cobra.Command, f *convertFlags, src, dst string) e
 	if err != nil {
 		return err
 	}
-	var show progress = silent{}
-	switch {
-	case f.asJSON:
-	case a.stderrTTY:
-		show = newBars(a.stderr)
-	default:
-		show = newLines(a.stderr)
+	show, err := a.newProgress(f.progress, f.asJSON)
+	if err != nil {
+		return err
 	}
 	options.Progress = show.event
 	result, err := convert.Convert(cmd.Context(), options)

@@ -4,4 +4,4 @@ package main
 
 import "os"
 
-func main() { os.Exit(newApp().run(os.Args[1:])) }
+func main() { os.Exit(newApp().run(os.Args)) }

@@ -1,50 +1,94 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/convert"
 )
 
-// progress shows how a conversion goes. Its events come one at a time.
+// progress shows how a conversion or a copy goes. News comes one at a time.
 type progress interface {
 	event(convert.Event)
+	blob(store.Event)
 	// end is called once, after the last event. It leaves the screen in order.
 	end(ok bool)
 }
 
+// newProgress takes what the user asked for: bars, lines, json or none; bars on
+// terminals and lines elsewhere if that is "auto".
+func (a *app) newProgress(how string, quiet bool) (progress, error) {
+	switch {
+	case how == "auto" && quiet:
+		how = "none"
+	case how == "auto" && a.stderrTTY:
+		how = "bars"
+	case how == "auto":
+		how = "lines"
+	}
+	switch how {
+	case "bars":
+		return newBars(a.stderr), nil
+	case "lines":
+		return newLines(a.stderr), nil
+	case "json":
+		return &jsonLines{json.NewEncoder(a.stderr)}, nil
+	case "none":
+		return silent{}, nil
+	}
+	return nil, &usageError{fmt.Errorf("--progress %s: want auto, bars, lines, json or none", how)}
+}
+
+const progressHelp = "how to show progress on stderr: auto, bars, lines, json or none"
+
 type silent struct{}
 
 func (silent) event(convert.Event) {}
+func (silent) blob(store.Event)    {}
 func (silent) end(bool)            {}
 
-// lines writes a line when a layer changes its stage, for pipes and logs.
-type lines struct {
-	out    io.Writer
-	stages map[int]convert.Stage
+// step is one thing that makes progress, at one moment.
+type step struct {
+	key         string // the same for all news of the thing
+	rank        int    // of its bar
+	label       string
+	stage       string // what happens to it
+	done, total int64  // bytes; total is 0 where it is not known
+	over        bool
 }
 
-func newLines(out io.Writer) *lines { return &lines{out, map[int]convert.Stage{}} }
-
-func (l *lines) event(e convert.Event) {
-	if was, seen := l.stages[e.Layer]; seen && was == e.Stage {
-		return
+func convertStep(e convert.Event) step {
+	s := step{
+		key: strconv.Itoa(e.Layer), rank: e.Layer, label: layerName(e) + " " + short(e.Digest),
+		stage: stageText(e.Stage), done: e.Done, total: e.Total, over: e.Stage == convert.StageDone,
 	}
-	l.stages[e.Layer] = e.Stage
-	size := ""
-	if e.Total > 0 {
-		size = ", " + bytesText(uint64(e.Total))
+	if e.Layer < 0 { // the bootstrap comes last
+		s.rank = e.Layers
 	}
-	fmt.Fprintf(l.out, "%s %s: %s%s\n", layerName(e), short(e.Digest), stageText(e.Stage), size)
+	return s
 }
 
-func (l *lines) end(bool) {}
+func blobStep(e store.Event) step {
+	s := step{key: e.Digest.Hex, label: "blob " + short(e.Digest.String()), done: e.Done, total: e.Total}
+	switch e.State {
+	case store.Sending:
+		s.stage = "copying"
+	case store.Sent:
+		s.stage, s.over = "done", true
+	case store.Present:
+		s.stage, s.over = "was there", true
+	}
+	return s
+}
 
 func layerName(e convert.Event) string {
 	if e.Layer < 0 {
@@ -63,92 +107,131 @@ func stageText(s convert.Stage) string {
 	return "done"
 }
 
-// bars draws a bar for each layer on a terminal, with bytes, rate and time left.
+// lines writes a line when a thing changes its stage, for pipes and logs.
+type lines struct {
+	out    io.Writer
+	stages map[string]string
+}
+
+func newLines(out io.Writer) *lines { return &lines{out, map[string]string{}} }
+
+func (l *lines) event(e convert.Event) { l.show(convertStep(e)) }
+func (l *lines) blob(e store.Event)    { l.show(blobStep(e)) }
+func (l *lines) end(bool)              {}
+
+func (l *lines) show(s step) {
+	if l.stages[s.key] == s.stage {
+		return
+	}
+	l.stages[s.key] = s.stage
+	size := ""
+	if s.total > 0 {
+		size = ", " + bytesText(uint64(s.total))
+	}
+	fmt.Fprintf(l.out, "%s: %s%s\n", s.label, s.stage, size)
+}
+
+// jsonLines writes each piece of news as an object on a line of its own.
+type jsonLines struct{ out *json.Encoder }
+
+func (j *jsonLines) event(e convert.Event) { j.show(convertStep(e), e.Digest) }
+func (j *jsonLines) blob(e store.Event)    { j.show(blobStep(e), e.Digest.String()) }
+func (j *jsonLines) end(bool)              {}
+
+func (j *jsonLines) show(s step, digest string) {
+	_ = j.out.Encode(struct {
+		What   string `json:"what"`
+		Digest string `json:"digest"`
+		Stage  string `json:"stage"`
+		Done   int64  `json:"done"`
+		Total  int64  `json:"total,omitempty"`
+		Over   bool   `json:"over"`
+	}{strings.TrimSuffix(s.label, " "+short(digest)), digest, s.stage, s.done, s.total, s.over})
+}
+
+// bars draws a bar for each thing on a terminal, with bytes, rate and time left.
 type bars struct {
 	pool *mpb.Progress
 
-	mu     sync.Mutex // the terminal is drawn by a goroutine of mpb
-	layers map[int]*layerBar
+	mu    sync.Mutex // the terminal is drawn by a goroutine of mpb
+	steps map[string]*stepBar
 }
 
-// layerBar is one layer's bar. A stage has its own total and its own clock.
-type layerBar struct {
+// stepBar is one thing's bar. A stage has its own total and its own clock.
+type stepBar struct {
 	bar   *mpb.Bar
-	last  convert.Event
+	last  step
 	since time.Time
 }
 
 // newBars starts the goroutine that draws, which end waits for.
 func newBars(out io.Writer) *bars {
 	return &bars{
-		pool:   mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.WithWidth(64)),
-		layers: map[int]*layerBar{},
+		pool:  mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.WithWidth(64)),
+		steps: map[string]*stepBar{},
 	}
 }
 
-func (b *bars) event(e convert.Event) {
+func (b *bars) event(e convert.Event) { b.show(convertStep(e)) }
+func (b *bars) blob(e store.Event)    { b.show(blobStep(e)) }
+
+func (b *bars) show(s step) {
 	b.mu.Lock()
-	l, ok := b.layers[e.Layer]
+	l, ok := b.steps[s.key]
 	if !ok {
-		l = &layerBar{}
-		b.layers[e.Layer] = l
+		l = &stepBar{}
+		b.steps[s.key] = l
 	}
-	if !ok || l.last.Stage != e.Stage {
+	if !ok || l.last.stage != s.stage {
 		l.since = time.Now()
 	}
-	l.last = e
+	l.last = s
 	b.mu.Unlock()
 	if !ok {
 		l.bar = b.pool.New(0, mpb.BarStyle().Rbound("|").Lbound("|"),
-			mpb.BarPriority(priority(e)),
+			mpb.BarPriority(s.rank),
 			mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return b.head(l) }, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return b.tail(l) }, decor.WCSyncSpace)))
 	}
-	if e.Stage == convert.StageDone {
-		l.bar.SetTotal(max(e.Total, 1), false)
-		l.bar.SetCurrent(max(e.Total, 1))
+	if s.over {
+		l.bar.SetTotal(max(s.total, 1), false)
+		l.bar.SetCurrent(max(s.total, 1))
 		l.bar.SetTotal(-1, true)
 		return
 	}
-	l.bar.SetTotal(max(e.Total, e.Done+1), false)
-	l.bar.SetCurrent(e.Done)
+	l.bar.SetTotal(max(s.total, s.done+1), false)
+	l.bar.SetCurrent(s.done)
 }
 
-// priority puts the bootstrap, which comes last, below the layers.
-func priority(e convert.Event) int {
-	if e.Layer < 0 {
-		return e.Layers
-	}
-	return e.Layer
-}
-
-func (b *bars) head(l *layerBar) string {
+func (b *bars) head(l *stepBar) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return fmt.Sprintf("%s %s %s", layerName(l.last), short(l.last.Digest), stageText(l.last.Stage))
+	return l.last.label + " " + l.last.stage
 }
 
-func (b *bars) tail(l *layerBar) string {
+func (b *bars) tail(l *stepBar) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return rateText(l.last, time.Since(l.since))
+	return l.last.rate(time.Since(l.since))
 }
 
 // rateText is bytes, rate and time left of a stage that has taken so long.
-func rateText(e convert.Event, took time.Duration) string {
-	if e.Stage == convert.StageDone {
-		return bytesText(uint64(max(e.Total, 0)))
+func rateText(e convert.Event, took time.Duration) string { return convertStep(e).rate(took) }
+
+func (s step) rate(took time.Duration) string {
+	if s.over {
+		return bytesText(uint64(max(s.total, 0)))
 	}
-	text := bytesText(uint64(max(e.Done, 0)))
-	if e.Total > 0 {
-		text += " / " + bytesText(uint64(e.Total))
+	text := bytesText(uint64(max(s.done, 0)))
+	if s.total > 0 {
+		text += " / " + bytesText(uint64(s.total))
 	}
-	if e.Done <= 0 || took < 500*time.Millisecond {
+	if s.done <= 0 || took < 500*time.Millisecond {
 		return text
 	}
-	rate := float64(e.Done) / took.Seconds()
+	rate := float64(s.done) / took.Seconds()
 	text += fmt.Sprintf("  %s/s", bytesText(uint64(rate)))
-	if left := e.Total - e.Done; left > 0 {
+	if left := s.total - s.done; left > 0 {
 		seconds := time.Duration(float64(left) / rate * float64(time.Second))
 		text += "  " + seconds.Round(time.Second).String() + " left"
 	}
@@ -157,7 +240,7 @@ func rateText(e convert.Event, took time.Duration) string {
 
 func (b *bars) end(ok bool) {
 	if !ok {
-		for _, l := range b.layers {
+		for _, l := range b.steps {
 			l.bar.Abort(false)
 		}
 	}

@@ -59,9 +59,12 @@ const rootExample = `  # an OCI image becomes a RAFS image in the same registry
   rafsd inspect registry.example.com/debian:12-rafs`
 
 // run executes the command line and returns the exit code.
-func (a *app) run(args []string) int {
-	root := a.root()
-	root.SetArgs(args)
+func (a *app) run(argv []string) int {
+	root := a.entry(argv[0])
+	root.SetArgs(argv[1:])
+	if root.Name() == "nydusify" {
+		root.SetArgs(doubleDashes(argv[1:]))
+	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	ctx, stop := signalContext()
@@ -73,7 +76,11 @@ func (a *app) run(args []string) int {
 	if a.active == "" && !errors.As(err, new(*usageError)) {
 		err = &usageError{err}
 	}
-	return a.report(cmd, err)
+	code := a.report(cmd, err)
+	if root.Name() == "nydusify" && code != exitInterrupted {
+		return exitError // the only one that it has
+	}
+	return code
 }
 
 // signalContext ends at the first SIGINT or SIGTERM. From then on the signals do
@@ -110,7 +117,7 @@ func (a *app) root() *cobra.Command {
 	cobra.AddTemplateFunc("globalUsages", globalUsages)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(),
 		".InheritedFlags.FlagUsages", "globalUsages ."))
-	root.AddCommand(a.virtiofs(), a.convert(), a.inspect(), a.version())
+	root.AddCommand(a.virtiofs(), a.convert(), a.copy(), a.inspect(), a.version())
 	return root
 }
 

@@ -98,7 +98,17 @@ func (s *session) stat(ctx context.Context, digest v1.Hash) (int64, error) {
 // registrySource is an image of a registry.
 type registrySource struct {
 	*session
+	ref  name.Reference
 	root *Document
+}
+
+// NameOf is the whole name of an image in a registry, and empty for others.
+func NameOf(s Source) string {
+	r, ok := s.(*registrySource)
+	if !ok {
+		return ""
+	}
+	return strings.Replace(r.ref.Name(), name.DefaultRegistry+"/", "docker.io/", 1)
 }
 
 func openRegistry(ctx context.Context, ref string, o artifact.Options) (Source, error) {
@@ -115,7 +125,7 @@ func openRegistry(ctx context.Context, ref string, o artifact.Options) (Source, 
 	if err != nil {
 		return nil, err
 	}
-	return &registrySource{session: s, root: root}, nil
+	return &registrySource{session: s, ref: parsed, root: root}, nil
 }
 
 func (s *registrySource) Root() *Document { return s.root }

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// nydusify is the command line of nydusify (nydus contrib/nydusify/cmd). What it
+// has beyond ours is the way it names things; each verb translates that.
+func (a *app) nydusify() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "nydusify COMMAND",
+		Short:         "Convert, check, copy and commit RAFS images",
+		Long:          "rafsd under the name of nydusify, with its command line. Flags may be set by environment\nvariables of the names that nydusify gives them.",
+		Version:       versionText(),
+		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			a.active = cmd.CommandPath()
+			return fromEnvironment(cmd, a.getenv)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return errors.Join(cmd.Help(), &usageError{errors.New("a command is missing")})
+		},
+	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	flags := root.PersistentFlags()
+	flags.BoolP("debug", "D", false, "log more, overrides --log-level")
+	flags.StringP("log-level", "l", "info", "least level that is logged")
+	flags.String("log-file", "", "write the log to a file")
+	env(flags, "debug", "DEBUG_LOG_LEVEL")
+	env(flags, "log-level", "LOG_LEVEL")
+	env(flags, "log-file", "LOG_FILE")
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(a.nydusifyCopy())
+	for verb, instead := range map[string]string{
+		"mount": "virtiofs", "view": "virtiofs", "build": "image create", "pack": "image create",
+		"optimize": "image optimize", "chunkdict": "image chunkdict",
+	} {
+		root.AddCommand(notHere(verb, instead))
+	}
+	return root
+}
+
+// notHere says which command of ours does what a verb of nydusify does.
+func notHere(verb, instead string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb, Hidden: true, DisableFlagParsing: true,
+		RunE: func(*cobra.Command, []string) error {
+			return &usageError{fmt.Errorf("nydusify %s is not offered under this name; see 'rafsd %s --help'", verb, instead)}
+		},
+	}
+}
+
+// envVariable is the annotation of a flag that an environment variable may set.
+const envVariable = "rafsd_environment"
+
+func env(flags *pflag.FlagSet, name, variable string) {
+	flag := flags.Lookup(name)
+	flag.Usage += " [$" + variable + "]"
+	flag.Annotations = map[string][]string{envVariable: {variable}}
+}
+
+// fromEnvironment sets the flags that were not given.
+func fromEnvironment(cmd *cobra.Command, getenv func(string) string) error {
+	var err error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		variables := f.Annotations[envVariable]
+		if f.Changed || len(variables) == 0 || err != nil {
+			return
+		}
+		if value := getenv(variables[0]); value != "" {
+			if setErr := cmd.Flags().Set(f.Name, value); setErr != nil {
+				err = &usageError{fmt.Errorf("$%s: %w", variables[0], setErr)}
+			}
+		}
+	})
+	return err
+}
+
+// doubleDashes turns "-source", which nydusify takes too, into "--source".
+func doubleDashes(args []string) []string {
+	out := make([]string, len(args))
+	for i, arg := range args {
+		if len(arg) > 2 && arg[0] == '-' && arg[1] != '-' && !strings.ContainsAny(arg[1:2], "0123456789") {
+			arg = "-" + arg
+		}
+		out[i] = arg
+	}
+	return out
+}
+
+// stringFlag defines a flag that the environment may set.
+func stringFlag(flags *pflag.FlagSet, name, variable, value, usage string) *string {
+	p := flags.String(name, value, usage)
+	if variable != "" {
+		env(flags, name, variable)
+	}
+	return p
+}
+
+func boolFlag(flags *pflag.FlagSet, name, variable, usage string) *bool {
+	p := flags.Bool(name, false, usage)
+	if variable != "" {
+		env(flags, name, variable)
+	}
+	return p
+}
+
+// ignored are flags that name programs of nydus, which nobody needs here.
+func ignored(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		flags.String(name, "", "not needed, ignored")
+		_ = flags.MarkHidden(name)
+	}
+}
+
+// hostPlatform is nydusify's default for --platform.
+func hostPlatform() string { return "linux/" + runtime.GOARCH }
+
+// required fails where a flag has neither been given nor set by the environment.
+func required(cmd *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if cmd.Flags().Lookup(name).Value.String() == "" {
+			return &usageError{fmt.Errorf("--%s is required", name)}
+		}
+	}
+	return nil
+}
+
+// workFolder makes the folder that --work-dir names. What it is used for goes away
+// at the end; the folder does if it was not there and is empty then.
+func workFolder(dir string) (remove func(), err error) {
+	if dir == "" {
+		return func() {}, nil
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("--work-dir: %w", err)
+	}
+	return func() { _ = os.Remove(dir) }, nil
+}
+
+func (a *app) nydusifyCopy() *cobra.Command {
+	cmd := &cobra.Command{Use: "copy", Short: "Copy an image from source to target", Args: cobra.NoArgs}
+	flags := cmd.Flags()
+	source := stringFlag(flags, "source", "SOURCE", "", "source image, or file://PATH")
+	target := stringFlag(flags, "target", "TARGET", "", "target image, or file://PATH")
+	f := &copyFlags{}
+	sourceInsecure := boolFlag(flags, "source-insecure", "SOURCE_INSECURE", "take any certificate of the source's registry")
+	targetInsecure := boolFlag(flags, "target-insecure", "TARGET_INSECURE", "take any certificate of the target's registry")
+	all := boolFlag(flags, "all-platforms", "", "copy the images of all platforms")
+	platform := stringFlag(flags, "platform", "", hostPlatform(), "platforms to copy, with commas between")
+	chunk := stringFlag(flags, "push-chunk-size", "", "0MB", "send blobs in requests of this size")
+	workDir := stringFlag(flags, "work-dir", "WORK_DIR", "./tmp", "work folder")
+	backend := backendFlags(flags, "source-")
+	ignored(flags, "nydus-image")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := required(cmd, "source", "target"); err != nil {
+			return err
+		}
+		if err := backend.refuse("copy"); err != nil {
+			return err
+		}
+		remove, err := workFolder(*workDir)
+		if err != nil {
+			return err
+		}
+		defer remove()
+		f.sourceInsecure, f.targetInsecure = *sourceInsecure, *targetInsecure
+		f.chunkSize, f.retries, f.workDir, f.progress = *chunk, 3, *workDir, "auto"
+		if !*all {
+			f.platform = *platform
+		}
+		return a.runCopy(cmd, f, *source, *target)
+	}
+	return cmd
+}
+
+// backendOptions are nydusify's flags for blobs that lie outside of registries.
+type backendOptions struct {
+	prefix                   string
+	kind, config, configFile *string
+}
+
+func backendFlags(flags *pflag.FlagSet, prefix string) *backendOptions {
+	return &backendOptions{
+		prefix:     prefix,
+		kind:       stringFlag(flags, prefix+"backend-type", "BACKEND_TYPE", "", "where blobs lie: localfs"),
+		config:     stringFlag(flags, prefix+"backend-config", "BACKEND_CONFIG", "", "its configuration, JSON"),
+		configFile: stringFlag(flags, prefix+"backend-config-file", "BACKEND_CONFIG_FILE", "", "file with its configuration"),
+	}
+}
+
+// refuse says what is not offered rather than leave it out silently.
+func (b *backendOptions) refuse(verb string) error {
+	if *b.kind == "" {
+		return nil
+	}
+	return &usageError{fmt.Errorf("--%sbackend-type %s: %s reads and writes blobs in registries, layouts and archives only", b.prefix, *b.kind, verb)}
+}
