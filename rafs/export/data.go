@@ -86,29 +86,12 @@ func yieldFile(im *image.Image, node, size uint64, scratch *[]blob.Segment, yiel
 	return true
 }
 
-// ChunkSegments yields all chunks of a blob that files of the image use, each
-// whole, in the order of their numbers, which is that of the blob.
+// ChunkSegments yields all chunks of a blob that the image knows, each whole, in
+// the order of their numbers, which is that of the blob.
 func ChunkSegments(im *image.Image, blobIndex uint32) iter.Seq2[blob.Segment, error] {
 	return func(yield func(blob.Segment, error) bool) {
-		for c := range blobChunks(im, blobIndex) {
+		for c := range im.BlobChunks(blobIndex) {
 			if !yield(blob.Segment{Chunk: c, Length: c.UncompressedSize}, nil) {
-				return
-			}
-		}
-	}
-}
-
-// blobChunks yields the chunks of a blob by number. Blobs of old images do not
-// say how many they have; their numbers have no gaps.
-func blobChunks(im *image.Image, blobIndex uint32) iter.Seq[blob.Chunk] {
-	return func(yield func(blob.Chunk) bool) {
-		count := im.Blobs()[blobIndex].ChunkCount
-		for i := uint32(0); i < blob.MaxChunks && (count == 0 || i < count); i++ {
-			c, ok := im.Chunk(blobIndex, i)
-			if !ok && count == 0 {
-				return
-			}
-			if ok && !yield(c) {
 				return
 			}
 		}

@@ -187,15 +187,22 @@ func withoutSockets(entries []rafstest.Entry) (out []rafstest.Entry, sockets int
 	return out, sockets
 }
 
-// run runs a program and returns what it printed.
-func run(t testing.TB, name string, args ...string) string {
+// command runs a program and returns what it printed.
+func command(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
 	path := testenv.NeedsTool(t, name)[0]
 	out, err := exec.Command(path, args...).CombinedOutput()
+	return string(out), err
+}
+
+// run is command for a program that must not fail.
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := command(t, name, args...)
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 	}
-	return string(out)
+	return out
 }
 
 // save writes a file into the test's folder.

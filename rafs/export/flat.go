@@ -1,0 +1,242 @@
+package export
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/image"
+	"github.com/rafsd/rafsd/rafs/layout/v6"
+)
+
+// blobAlign is what the start of a blob on the disk is aligned to, in bytes
+// (V6_BLOCK_SEG_ALIGNMENT, nydus builder/src/core/v6.rs).
+const blobAlign = 512 << 10
+
+// diskPlan says where everything goes on a disk.
+type diskPlan struct {
+	im      *image.Image
+	boot    []byte // the bootstrap, which the disk begins with
+	super   v6.Super
+	ext     v6.ExtSuper
+	keep    bool    // the bootstrap stays as it is
+	bases   []int64 // of blobs, in bytes
+	blocks  int64   // of the whole disk
+	content int64   // bytes of chunks
+}
+
+func (p *diskPlan) blockSize() int { return 1 << p.super.BlockBits }
+
+func (p *diskPlan) size() int64 { return p.blocks << p.super.BlockBits }
+
+// place is where a chunk goes.
+func (p *diskPlan) place(c *blob.Chunk) int64 {
+	return p.bases[c.Blob.Index] + int64(c.UncompressedOffset)
+}
+
+func planDisk(im *image.Image, keep bool) (*diskPlan, error) {
+	if v := im.Super().Version; v != 6 {
+		return nil, fmt.Errorf("%w: a disk needs the metadata of EROFS, this is RAFS v%d", image.ErrUnsupported, v)
+	}
+	p := &diskPlan{im: im, boot: im.Bytes(), keep: keep}
+	var err error
+	if p.super, err = v6.DecodeSuper(p.boot[v6.SuperOffset:]); err != nil {
+		return nil, err
+	}
+	if p.ext, err = v6.DecodeExtSuper(p.boot[v6.ExtSuperOffset:]); err != nil {
+		return nil, err
+	}
+	pos := int64(len(p.boot))
+	for _, b := range im.Blobs() {
+		base, size := roundUp(pos, blobAlign), p.extent(b.Index)
+		if keep {
+			if base, size, err = p.mapped(b, pos, size); err != nil {
+				return nil, err
+			}
+		}
+		p.bases = append(p.bases, base)
+		pos = base + size
+	}
+	p.blocks = roundUp(pos, int64(p.blockSize())) >> p.super.BlockBits
+	// The last number stands for no block.
+	if p.blocks >= math.MaxUint32 {
+		return nil, fmt.Errorf("%w: disk of %d blocks, EROFS counts up to %d", image.ErrUnsupported, p.blocks, uint32(math.MaxUint32))
+	}
+	return p, nil
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// extent is how many bytes of its uncompressed space a blob needs.
+func (p *diskPlan) extent(blobIndex uint32) int64 {
+	end := uint64(0)
+	for c := range p.im.BlobChunks(blobIndex) {
+		end = max(end, c.UncompressedOffset+uint64(c.UncompressedSize))
+		p.content += int64(c.UncompressedSize)
+	}
+	return roundUp(int64(end), int64(p.blockSize()))
+}
+
+// mapped is where the device table maps a blob, and its size there. What is
+// before pos is taken, and need bytes have to fit.
+func (p *diskPlan) mapped(b *blob.Info, pos, need int64) (base, size int64, err error) {
+	slot, err := v6.DecodeDeviceSlot(p.boot[v6.DevicesOffset+int(b.Index)*v6.DeviceSlotSize:])
+	if err != nil {
+		return 0, 0, err
+	}
+	base, size = int64(slot.MappedBlkAddr)<<p.super.BlockBits, int64(slot.Blocks)<<p.super.BlockBits
+	if base < pos || size < need {
+		return 0, 0, fmt.Errorf("%w: device %d maps %d blocks at block %d, of which %d bytes are taken and %d are needed",
+			image.ErrCorrupt, b.Index, slot.Blocks, slot.MappedBlkAddr, pos, need)
+	}
+	return base, size, nil
+}
+
+// metadata writes the bootstrap, made flat unless it is to stay as it is.
+func (p *diskPlan) metadata(ctx context.Context, w file) error {
+	dead := p.deadRanges()
+	const step = 1 << 20
+	buf := make([]byte, step)
+	for off := 0; off < len(p.boot); off += step {
+		n := copy(buf, p.boot[off:])
+		for _, d := range dead {
+			from, to := max(d[0], int64(off))-int64(off), min(d[1], int64(off+n))-int64(off)
+			if from < to {
+				clear(buf[from:to])
+			}
+		}
+		if err := writeSparse(w, buf[:n], int64(off)); err != nil {
+			return err
+		}
+	}
+	if p.keep {
+		return nil
+	}
+	if err := p.inodes(ctx, w); err != nil {
+		return err
+	}
+	return p.superblock(w)
+}
+
+// deadRanges are the tables that only RAFS has: nothing in a flat disk may refer
+// to blobs.
+func (p *diskPlan) deadRanges() [][2]int64 {
+	if p.keep {
+		return nil
+	}
+	var out [][2]int64
+	for _, t := range [...]struct{ off, size uint64 }{
+		{v6.ExtSuperOffset, v6.ExtSuperSize},
+		{v6.DevicesOffset, uint64(p.super.ExtraDevices) * v6.DeviceSlotSize},
+		{p.ext.BlobTableOffset, uint64(p.ext.BlobTableSize)},
+		{p.ext.ChunkTableOffset, p.ext.ChunkTableSize},
+		{p.ext.PrefetchTableOffset, uint64(p.ext.PrefetchTableSize)},
+	} {
+		if t.size > 0 { // then image.Open has found it inside the bootstrap
+			out = append(out, [2]int64{int64(t.off), int64(t.off + t.size)})
+		}
+	}
+	return out
+}
+
+// inodes turns the chunk addresses of all files into addresses of the disk.
+func (p *diskPlan) inodes(ctx context.Context, w io.WriterAt) error {
+	var buf []byte
+	for e, err := range entries(ctx, p.im) {
+		if err != nil {
+			return err
+		}
+		if !e.hasData() {
+			continue
+		}
+		var off int64
+		if buf, off, err = p.addresses(buf[:0], e); err != nil {
+			return fmt.Errorf("%q: inode %d: %w", e.path, e.node, err)
+		}
+		if _, err := w.WriteAt(buf, off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nidBias is what image adds to a nid to get a node id.
+const nidBias = 2
+
+// addresses appends what the addresses of a file become, and says where they lie.
+func (p *diskPlan) addresses(buf []byte, e *entry) ([]byte, int64, error) {
+	nid := e.node - nidBias
+	off := uint64(p.super.MetaBlkAddr)<<p.super.BlockBits + nid*v6.NIDUnit
+	if off > uint64(len(p.boot)) {
+		return nil, 0, fmt.Errorf("inode at %#x: %w", off, image.ErrCorrupt)
+	}
+	in, err := v6.DecodeInode(p.boot[off:])
+	if err != nil {
+		return nil, 0, err
+	}
+	off = (off + uint64(in.DiskSize()+in.XattrSize()) + v6.ChunkAddrSize - 1) &^ (v6.ChunkAddrSize - 1)
+	chunk := uint64(p.ext.ChunkSize)
+	n := in.Size/chunk + (in.Size%chunk+chunk-1)/chunk
+	if off > uint64(len(p.boot)) || n > (uint64(len(p.boot))-off)/v6.ChunkAddrSize {
+		return nil, 0, fmt.Errorf("%d chunk addresses at %#x: %w", n, off, image.ErrCorrupt)
+	}
+	for i := range n {
+		a, err := v6.DecodeChunkAddr(p.boot[off+i*v6.ChunkAddrSize:])
+		if err != nil {
+			return nil, 0, err
+		}
+		if a.BlobIndex >= uint32(len(p.bases)) {
+			return nil, 0, fmt.Errorf("chunk %d of blob %d of %d: %w", i, a.BlobIndex, len(p.bases), image.ErrCorrupt)
+		}
+		// No device, that is the disk itself (struct erofs_inode_chunk_index).
+		buf = binary.LittleEndian.AppendUint32(buf, 0)
+		buf = binary.LittleEndian.AppendUint32(buf, uint32(p.bases[a.BlobIndex]>>p.super.BlockBits)+a.BlkAddr)
+	}
+	return buf, int64(off), nil
+}
+
+// The features of a flat disk.
+const (
+	compatChecksum      = v6.FeatureCompatChecksum
+	incompatChunkedFile = 0x4
+)
+
+// superblock writes the superblock of a disk without devices, and with a
+// checksum over its block as mkfs.erofs makes it.
+func (p *diskPlan) superblock(w file) error {
+	s := p.super
+	s.FeatureCompat, s.FeatureIncompat = compatChecksum, incompatChunkedFile
+	s.ExtraDevices, s.DevtSlotOff = 0, 0
+	s.Blocks = uint32(p.blocks)
+	s.UUID = p.uuid()
+	if _, err := w.WriteAt(s.Append(nil), v6.SuperOffset); err != nil {
+		return err
+	}
+	// erofs_superblock_csum_verify (fs/erofs/super.c): from the superblock to the
+	// end of its block, or one block where that is smaller; not inverted at the end.
+	n := p.blockSize()
+	if n > v6.SuperOffset {
+		n -= v6.SuperOffset
+	}
+	block := make([]byte, n)
+	if _, err := w.ReadAt(block, v6.SuperOffset); err != nil {
+		return err
+	}
+	sum := ^crc32.Checksum(block, crc32.MakeTable(crc32.Castagnoli))
+	_, err := w.WriteAt(binary.LittleEndian.AppendUint32(nil, sum), v6.SuperOffset+4)
+	return err
+}
+
+// uuid tells disks of different images apart: version 8 of RFC 9562, from the
+// bootstrap's digest.
+func (p *diskPlan) uuid() [16]byte {
+	sum := p.im.Super().SHA256
+	id := [16]byte(sum[:16])
+	id[6] = id[6]&0x0f | 0x80
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
