@@ -1,38 +1,88 @@
-// Package check looks for everything that is wrong with a bootstrap: what
+// Package check looks for everything that is wrong with an image: what
 // rafs/image refuses, and beyond that what a reader can live with but a builder
 // must not write, such as wrong link counts, tables that do not agree, or chunks
-// that nobody uses.
+// that nobody uses. It lists every violation with its offset, not only the first,
+// also in images that rafs/image refuses to open.
 //
-// It trusts nothing in the bootstrap and bounds its memory by what rafs/image
-// bounds. It never reads blobs.
+// It trusts nothing in the bootstrap, and walks it by itself over the structs of
+// rafs/layout: where one part is broken the others are still looked at. Time is
+// linear in the size of the bootstrap, which is read by parts; memory is a few MB,
+// a bit or two for each slot an inode can be in, and 12 bytes for each chunk.
+// Blobs are read only where they are asked for.
 package check
 
 import (
+	"bytes"
 	"context"
-	"errors"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
+	"github.com/rafsd/rafsd/rafs/layout/v5"
+	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
 
-// maxViolations is how many violations are listed before they are only counted.
-const maxViolations = 1000
+// DefaultMax is how many violations are listed unless Options say otherwise.
+const DefaultMax = 1000
 
-// Violation is one rule that a bootstrap breaks.
+// Options tell what to check. The zero Options check a bootstrap alone.
+type Options struct {
+	// Max is how many violations, and how many notes, are listed before they are
+	// only counted; 0 means DefaultMax.
+	Max int
+	// Blobs gives the blobs of the image, whose metadata is then held against the
+	// bootstrap; nil leaves blobs alone.
+	Blobs Blobs
+	// Data asks for all data as well: every chunk is decoded and its digest
+	// compared. It needs Blobs.
+	Data bool
+}
+
+// Violation is one rule that an image breaks.
 type Violation struct {
+	// Offset is where in the bootstrap the wrong number stands, or, where Where
+	// names a blob's object, where in the blob. Bytes.
+	Offset uint64
 	// Where is a path in the image, or a part of the bootstrap.
 	Where string
 	// What says what is there and what was wanted.
 	What string
 }
 
-func (v Violation) String() string { return v.Where + ": " + v.What }
+func (v Violation) String() string {
+	return fmt.Sprintf("%s: %s (offset %#x)", v.Where, v.What, v.Offset)
+}
 
-// Error lists violations.
+// Report is what a check found.
+type Report struct {
+	// Version is 5 or 6, 0 for what is no RAFS bootstrap.
+	Version int
+	// Inodes and Names count what the walk from the root found: hard links once,
+	// and each name but the root's.
+	Inodes, Names uint64
+	// Violations are the rules that are broken, in the order of the parts of a
+	// bootstrap; More is how many there are beyond those listed.
+	Violations []Violation
+	More       int
+	// Notes are oddities of other builders that every reader lives with, and
+	// MoreNotes is how many there are beyond those listed.
+	Notes     []Violation
+	MoreNotes int
+}
+
+// Err is nil for an image without violations, else an *Error.
+func (r *Report) Err() error {
+	if len(r.Violations) == 0 {
+		return nil
+	}
+	return &Error{Violations: r.Violations, More: r.More}
+}
+
+// Error lists violations. It wraps image.ErrCorrupt.
 type Error struct {
 	Violations []Violation
 	// More is how many there are beyond those listed.
@@ -50,147 +100,177 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%d violations: %s", len(e.Violations)+e.More, strings.Join(lines, "; "))
 }
 
+// Unwrap makes an image with violations a corrupt one.
+func (e *Error) Unwrap() error { return image.ErrCorrupt }
+
 // Image checks the bootstrap in a file. The error is an *Error if the bootstrap
 // is wrong, and something else if it could not be read.
 func Image(ctx context.Context, file string) error {
-	c := &checker{ctx: ctx}
-	im, err := image.Open(file, image.Options{})
-	switch {
-	case errors.Is(err, image.ErrCorrupt) || errors.Is(err, image.ErrUnsupported):
-		return &Error{Violations: []Violation{{"bootstrap", err.Error()}}}
-	case err != nil:
+	r, err := File(ctx, file, Options{})
+	if err != nil {
 		return err
 	}
-	defer im.Close()
-	c.im = im
-	c.use = make([]map[uint32]bool, len(im.Blobs()))
-	for i := range c.use {
-		c.use[i] = map[uint32]bool{}
-	}
-	if err := c.tree(); err != nil {
-		return err
-	}
-	if im.Super().Version == 6 {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := c.v6(f); err != nil {
-			return err
-		}
-	}
-	if len(c.found.Violations) > 0 {
-		return &c.found
-	}
-	return nil
+	return r.Err()
 }
 
+// File checks the image whose bootstrap is in a file, or in a blob in a file. The error is about reading:
+// what is wrong with the image is in the report.
+func File(ctx context.Context, file string, opts Options) (*Report, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return Reader(ctx, f, st.Size(), opts)
+}
+
+// Reader is File over a bootstrap of size bytes that may be anywhere.
+func Reader(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*Report, error) {
+	if opts.Max <= 0 {
+		opts.Max = DefaultMax
+	}
+	c := &checker{ctx: ctx, src: newSource(r, size), opts: opts, report: &Report{}}
+	c.run()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if c.src.err != nil {
+		return nil, c.src.err
+	}
+	return c.report, c.err
+}
+
+// checker is what both versions need.
 type checker struct {
-	ctx   context.Context
-	im    *image.Image
-	found Error
-
-	use   []map[uint32]bool // chunks in use by blob
-	names map[uint64]uint32 // of each inode that is no folder
-	links map[uint64]uint32 // what each of these says of its names
-	first map[uint64]string // and its first name
+	ctx    context.Context
+	src    *source
+	opts   Options
+	report *Report
+	claims *claims
+	err    error // of reading blobs
+	inside bool  // the bootstrap was found in a blob
 }
 
-func (c *checker) fail(where, format string, args ...any) {
-	if len(c.found.Violations) == maxViolations {
-		c.found.More++
+func (c *checker) run() {
+	var magic [4]byte
+	if c.src.size > image.MaxBootstrap {
+		c.fail(0, "bootstrap", "%d bytes, limit %d", c.src.size, image.MaxBootstrap)
 		return
 	}
-	c.found.Violations = append(c.found.Violations, Violation{where, fmt.Sprintf(format, args...)})
+	if c.src.read(magic[:], v6.SuperOffset) && binary.LittleEndian.Uint32(magic[:]) == v6.Magic {
+		c.report.Version = 6
+		(&v6Check{checker: c}).run()
+		return
+	}
+	if c.src.read(magic[:], 0) && binary.LittleEndian.Uint32(magic[:]) == v5.Magic {
+		c.report.Version = 5
+		(&v5Check{checker: c}).run()
+		return
+	}
+	if c.src.err == nil && !c.inlined() {
+		c.fail(0, "bootstrap", "%d bytes without the magic of RAFS v5 or v6", c.src.size)
+	}
 }
 
-// tree walks all names. The model has proven that folders form a tree.
-func (c *checker) tree() error {
-	c.names, c.links, c.first = map[uint64]uint32{}, map[uint64]uint32{}, map[uint64]string{}
-	if err := c.folder(image.Root, "/"); err != nil {
-		return err
-	}
-	for node, names := range c.names {
-		if links := c.links[node]; links != names {
-			c.fail(c.first[node], "link count %d, has %d names", links, names)
-		}
-	}
-	return nil
-}
-
-func (c *checker) folder(node uint64, dir string) error {
-	if err := c.ctx.Err(); err != nil {
-		return err
-	}
-	attr, err := c.im.Attr(node)
-	if err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
-	if err := c.attributes(node, dir); err != nil {
-		return err
-	}
-	folders := uint32(0)
-	var inner error
-	err = c.im.ReadDir(node, 0, func(d image.Dirent) bool {
-		name := string(d.Name)
-		if name == "." || name == ".." {
-			return true
-		}
-		full := path.Join(dir, name)
-		if d.Type == modeDir {
-			folders++
-			inner = c.folder(d.Node, full)
-		} else {
-			inner = c.file(d.Node, full)
-		}
-		return inner == nil
-	})
-	if err = errors.Join(err, inner); err != nil {
-		return err
-	}
-	if want := 2 + folders; attr.Nlink != want {
-		c.fail(dir, "link count %d, has %d folders in it, want %d", attr.Nlink, folders, want)
-	}
-	return nil
-}
-
-const (
-	modeMask    = 0o170000
-	modeDir     = 0o040000
-	modeRegular = 0o100000
-)
-
-func (c *checker) file(node uint64, name string) error {
-	c.names[node]++
-	if c.names[node] > 1 {
-		return nil
-	}
-	attr, err := c.im.Attr(node)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	c.links[node], c.first[node] = attr.Nlink, name
-	if err := c.attributes(node, name); err != nil {
-		return err
-	}
-	if attr.Mode&modeMask == modeRegular {
-		return c.data(node, attr.Size, name)
-	}
-	return nil
-}
-
-func (c *checker) attributes(node uint64, name string) error {
-	has := false
-	err := c.im.Xattrs(node, func(string, []byte) bool {
-		has = true
+// inlined looks for a bootstrap inside a blob. Offsets are then those in the
+// bootstrap.
+func (c *checker) inlined() bool {
+	data, err := image.FindBootstrap(c.src.r, int64(c.src.size))
+	if err != nil || c.inside {
 		return false
-	})
-	if err != nil {
-		return fmt.Errorf("%s: xattrs: %w", name, err)
 	}
-	if has && c.im.Super().Flags&layout.FlagHasXattr == 0 {
-		c.fail(name, "has xattrs, the superblock says that nothing has")
+	c.src, c.inside = newSource(bytes.NewReader(data), int64(len(data))), true
+	c.run()
+	return true
+}
+
+// done tells whether to stop early: the caller gave up or the source failed.
+func (c *checker) done() bool { return c.src.err != nil || c.err != nil || c.ctx.Err() != nil }
+
+// fail lists a violation. where is printed, so that a place that takes work to
+// name costs only where something is wrong.
+func (c *checker) fail(off uint64, where any, format string, args ...any) {
+	if len(c.report.Violations) >= c.opts.Max {
+		c.report.More++
+		return
 	}
-	return nil
+	c.report.Violations = append(c.report.Violations, Violation{off, fmt.Sprint(where), fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) note(off uint64, where any, format string, args ...any) {
+	if len(c.report.Notes) >= c.opts.Max {
+		c.report.MoreNotes++
+		return
+	}
+	c.report.Notes = append(c.report.Notes, Violation{off, fmt.Sprint(where), fmt.Sprintf(format, args...)})
+}
+
+// reserved fails unless n bytes at off are zero.
+func (c *checker) reserved(off, n uint64, where any) {
+	if at, ok := c.src.zero(off, n); !ok {
+		c.fail(at, where, "a reserved byte is not zero")
+	}
+}
+
+// table is a range of the bootstrap.
+type table struct {
+	name     string
+	field    uint64 // where the bootstrap tells of it
+	off, len uint64
+	align    uint64
+}
+
+// tables fails for what is not inside the bootstrap, not aligned, or not apart
+// from what came before, and tells which tables can be read.
+func (c *checker) tables(tables []table) []bool {
+	ok := make([]bool, len(tables))
+	for i, t := range tables {
+		if t.len == 0 {
+			continue
+		}
+		end := t.off + t.len
+		switch {
+		case end < t.off || end > c.src.size:
+			c.fail(t.field, t.name, "%d bytes at %#x end beyond the bootstrap of %d", t.len, t.off, c.src.size)
+			continue
+		case t.off%t.align != 0:
+			c.fail(t.field, t.name, "at %#x, want a multiple of %d", t.off, t.align)
+			if t.off%8 != 0 {
+				continue
+			}
+		}
+		ok[i] = true
+		if at, free := c.claims.take(t.off, t.len); !free {
+			c.fail(t.field, t.name, "%d bytes at %#x overlap another part at %#x", t.len, t.off, at)
+		}
+	}
+	return ok
+}
+
+// flagRules checks the flags of a superblock and returns the digester's bit.
+func (c *checker) flagRules(off uint64, f layout.Flags) {
+	if bad := f &^ layout.FlagsKnown; bad != 0 {
+		c.fail(off, "superblock", "unknown flags %#x", uint64(bad))
+	}
+	if n := f & layout.FlagsCompressor; n == 0 || n&(n-1) != 0 {
+		c.fail(off, "superblock", "flags %#x name no compressor, or several", uint64(f))
+	}
+	if n := f & layout.FlagsDigester; n == 0 || n&(n-1) != 0 {
+		c.fail(off, "superblock", "flags %#x name no digester, or several", uint64(f))
+	}
+	if f&layout.FlagEncryptionNone != 0 && f&layout.FlagEncryptionAES128XTS != 0 {
+		c.fail(off, "superblock", "flags %#x name two encryptions", uint64(f))
+	}
+}
+
+func (c *checker) chunkSizeRule(off uint64, where string, size uint32) bool {
+	if size < minChunkSize || size > maxChunkSize || size&(size-1) != 0 {
+		c.fail(off, where, "chunk size %#x, want a power of two, %#x to %#x", size, minChunkSize, maxChunkSize)
+		return false
+	}
+	return true
 }

@@ -141,12 +141,12 @@ func TestErrorsThatAreNoViolations(t *testing.T) {
 }
 
 func TestErrorListsSoMany(t *testing.T) {
-	c := &checker{}
-	for range maxViolations + 5 {
-		c.fail("here", "wrong")
+	c := &checker{opts: Options{Max: DefaultMax}, report: &Report{}}
+	for range DefaultMax + 5 {
+		c.fail(0, "here", "wrong")
 	}
-	if got := c.found.Error(); len(c.found.Violations) != maxViolations || !strings.HasPrefix(got, "1005 violations: here: wrong; ") || !strings.HasSuffix(got, "; and 5 more") {
-		t.Errorf("got %d listed, %.80s", len(c.found.Violations), got)
+	if got := c.report.Err().Error(); len(c.report.Violations) != DefaultMax || !strings.HasPrefix(got, "1005 violations: here: wrong (offset 0x0); ") || !strings.HasSuffix(got, "; and 5 more") {
+		t.Errorf("got %d listed, %.80s", len(c.report.Violations), got)
 	}
 }
 

@@ -1,0 +1,144 @@
+package check
+
+import (
+	"fmt"
+
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/layout"
+	"github.com/rafsd/rafsd/rafs/layout/v6"
+)
+
+// blobRules is what chunk records are held against: one blob as its tables
+// describe it, in either version.
+type blobRules struct {
+	features         layout.Features
+	compressor       blob.Compressor
+	chunkSize        uint32
+	chunkCount       uint32
+	compressedSize   uint64 // 0: not known
+	uncompressedSize uint64 // 0: not known
+	anyNumber        bool   // nobody says how many chunks there are
+	alignment        uint64 // of uncompressed offsets
+	noDigest         bool
+}
+
+// batched tells whether a chunk is part of a batch: the chunk table of nydus does
+// not flag it.
+func (b *blobRules) batched(r *layout.ChunkRecord) bool {
+	return r.Flags&layout.ChunkBatch != 0 || b.has(layout.FeatureBatch) && r.CompressedSize == 0
+}
+
+func (b *blobRules) has(f layout.Features) bool { return b.features&f != 0 }
+
+// loose are the features of blobs whose numbers in the blob table are not those of
+// the chunks that the image uses: dictionaries keep some chunks of a blob, and the
+// blob of a list of files to prefetch is entered before it is written (nydus
+// builder/src/chunkdict_generator.rs, optimize_prefetch.rs).
+const loose = layout.FeatureChunkDictGenerated | layout.FeatureSeparatePrefetch
+
+// within tells whether size bytes at off end within total, or within limit where
+// total is 0: not known.
+func within(off, size, total, limit uint64) bool {
+	if total == 0 {
+		total = limit
+	}
+	return off <= total && size <= total-off
+}
+
+// Offsets of the fields of a layout.ChunkRecord.
+const (
+	recordBlobAt           = 32
+	recordFlagsAt          = 36
+	recordSizeAt           = 40
+	recordPlainSizeAt      = 44
+	recordOffsetAt         = 48
+	recordPlainOffsetAt    = 56
+	recordFileOffsetAt     = 64
+	recordIndexAt          = 72
+	recordCRCAt            = 76
+	recordFlagsKnown       = layout.ChunkCompressed | layout.ChunkHole | layout.ChunkEncrypted | layout.ChunkBatch | layout.ChunkHasCRC32
+	maxCompressedChunkSize = blob.MaxChunkSize + v6.BlockSize // of batches, with what encryption adds
+)
+
+// recordRules checks a chunk record, at off, against its blob.
+func (c *checker) recordRules(off uint64, where any, r *layout.ChunkRecord, b *blobRules) {
+	rule := func(ok bool, at uint64, format string, args ...any) {
+		if !ok {
+			c.fail(off+at, where, format, args...)
+		}
+	}
+	compressed, encrypted, batch := r.Flags&layout.ChunkCompressed != 0, r.Flags&layout.ChunkEncrypted != 0, b.batched(r)
+	rule(r.Flags&^recordFlagsKnown == 0, recordFlagsAt, "unknown flags %#x", r.Flags)
+	rule(r.Digest != [32]byte{} || b.noDigest, 0, "no digest")
+	rule(b.anyNumber || r.Index < b.chunkCount, recordIndexAt, "number %d, blob %d has %d chunks", r.Index, r.BlobIndex, b.chunkCount)
+	rule(r.Index < blob.MaxChunks, recordIndexAt, "number %d, limit %d", r.Index, blob.MaxChunks)
+	rule(r.UncompressedSize > 0 && r.UncompressedSize <= b.chunkSize, recordPlainSizeAt, "%d bytes, want 1 to %d", r.UncompressedSize, b.chunkSize)
+	rule(encrypted == b.has(layout.FeatureEncrypted), recordFlagsAt, "flags %#x in a blob with features %s", r.Flags, b.features)
+	rule(r.Flags&layout.ChunkBatch == 0 || b.has(layout.FeatureBatch), recordFlagsAt, "batch chunk in a blob with features %s", b.features)
+	rule(!compressed || b.compressor != blob.CompressorNone, recordFlagsAt, "compressed chunk in blob %d, which names no compressor", r.BlobIndex)
+	switch {
+	case batch:
+		rule(r.CompressedSize == 0, recordSizeAt, "batch chunk takes %d bytes, want 0", r.CompressedSize)
+	case b.has(layout.FeatureZran): // a range of a stream, which may be empty
+	default:
+		rule(r.CompressedSize > 0 && r.CompressedSize <= maxCompressedChunkSize, recordSizeAt, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
+		rule(compressed || encrypted || r.CompressedSize == r.UncompressedSize, recordSizeAt, "%d uncompressed bytes take %d", r.UncompressedSize, r.CompressedSize)
+		// Where nothing else tells a compressed chunk, its size does.
+		rule(!compressed || encrypted || r.CompressedSize < r.UncompressedSize, recordSizeAt, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
+	}
+	if b.has(layout.FeatureTarfs) {
+		// One record stands for all: there are no digests to tell them apart by.
+		return
+	}
+	rule(within(r.CompressedOffset, uint64(r.CompressedSize), b.compressedSize, blob.MaxCompressedSize), recordOffsetAt,
+		"at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.compressedSize)
+	rule(within(r.UncompressedOffset, uint64(r.UncompressedSize), b.uncompressedSize, blob.MaxUncompressedSize), recordPlainOffsetAt,
+		"at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, r.BlobIndex, b.uncompressedSize)
+	rule(r.UncompressedOffset%b.alignment == 0, recordPlainOffsetAt, "at %#x uncompressed, want a multiple of %d", r.UncompressedOffset, b.alignment)
+	rule(r.Flags&layout.ChunkHasCRC32 == 0 || r.CRC32 != 0, recordCRCAt, "flags %#x, but no CRC", r.Flags)
+	rule(r.Flags&layout.ChunkHasCRC32 != 0 || r.CRC32 == 0, recordCRCAt, "CRC %#x, flags %#x", r.CRC32, r.Flags)
+}
+
+// sequence checks the records of one blob by ascending number: neither in the
+// blob nor in its uncompressed space may two share bytes.
+type sequence struct {
+	*checker
+	blob      int
+	rules     *blobRules
+	last      layout.ChunkRecord
+	lastOff   uint64
+	some      bool
+	end       uint64 // in the uncompressed space
+	packedEnd uint64 // in the blob
+}
+
+func (s *sequence) next(off uint64, r *layout.ChunkRecord) {
+	if s.rules.has(layout.FeatureTarfs) {
+		return
+	}
+	where := blobPlace(s.blob)
+	if s.some && r.UncompressedOffset < s.end {
+		s.fail(off+recordPlainOffsetAt, where, "chunks %d and %d overlap at %#x of the uncompressed space", s.last.Index, r.Index, r.UncompressedOffset)
+	}
+	s.end = max(s.end, r.UncompressedOffset+uint64(r.UncompressedSize))
+	switch {
+	case s.rules.batched(r):
+		// Where a batch lies its chunks need not say, nor how much it takes.
+	case s.rules.has(layout.FeatureZran):
+		if r.CompressedOffset < s.packedEnd {
+			s.fail(off+recordOffsetAt, where, "chunk %d begins at %#x of the blob, the one before it at %#x", r.Index, r.CompressedOffset, s.packedEnd)
+		}
+		s.packedEnd = max(s.packedEnd, r.CompressedOffset)
+	default:
+		if s.some && r.CompressedOffset < s.packedEnd {
+			s.fail(off+recordOffsetAt, where, "chunks %d and %d overlap at %#x of the blob", s.last.Index, r.Index, r.CompressedOffset)
+		}
+		s.packedEnd = max(s.packedEnd, r.CompressedOffset+uint64(r.CompressedSize))
+	}
+	s.last, s.lastOff, s.some = *r, off, true
+}
+
+// recordPlace names a record of the chunk table.
+type recordPlace struct{ i, off uint64 }
+
+func (p *recordPlace) String() string { return fmt.Sprintf("chunk record %d at %#x", p.i, p.off) }
