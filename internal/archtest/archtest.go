@@ -29,6 +29,8 @@ var Peers = map[string][]string{
 	"rafs/build/source/...": {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree", "rafs/build/write"},
 	"rafs/convert/...":      {"rafs/build", "rafs/export", "rafs/convert"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
+	// A unit is decoded as a chunk is, or inflated.
+	"rafs/blob/codec/unit": {"rafs/blob/codec", "rafs/blob/codec/zran"},
 	// The host's side of a test drives what runs in the guest.
 	"e2e/...": {"e2e/...", "guest/..."},
 }

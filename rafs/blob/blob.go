@@ -24,11 +24,10 @@ const (
 	MaxIDLen = 64
 	// MaxCompressedSize bounds a blob object: compressed offsets have 40 bits.
 	MaxCompressedSize = 1 << 40
-	// MaxUnitSize bounds what chunks that share a unit are together, compressed and
-	// uncompressed. A batch is at most MaxChunkSize; a stretch of a gzip stream ends
-	// at the first block of deflate behind 2 MiB or one chunk (nydus
-	// utils/src/compress/zlib_random.rs), and blocks are as long as their writer likes.
-	MaxUnitSize = 64 << 20
+	// MaxUnitSize bounds what chunks that share a unit are together, uncompressed,
+	// and half of what they are compressed: as much as nydusd takes
+	// (storage/src/cache/mod.rs).
+	MaxUnitSize = MaxChunkSize
 	// MaxUncompressedSize bounds a blob's uncompressed space.
 	MaxUncompressedSize = 1 << 44
 )
