@@ -26,8 +26,8 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/artifact"
 	"github.com/rafsd/rafsd/rafs/blob"
-	"github.com/rafsd/rafsd/rafs/build/chunk"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 

@@ -18,7 +18,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 	"github.com/rafsd/rafsd/rafs/check"
 )

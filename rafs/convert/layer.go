@@ -11,8 +11,8 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/rafsd/rafsd/rafs/build/chunk"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 

@@ -31,22 +31,45 @@ func random(seed uint64, n int) []byte {
 // cut makes a blob of files and returns what came of it.
 func cut(t *testing.T, workers int, files ...[]byte) (refs [][]Ref, records []Record, data []byte) {
 	t.Helper()
+	refs, records, _, data = cutWith(t, workers, Options{Blob: 3, Compressor: blob.CompressorZstd}, files...)
+	return refs, records, data
+}
+
+func cutWith(t *testing.T, workers int, o Options, files ...[]byte) (refs [][]Ref, records []Record, batches []Batch, data []byte) {
+	t.Helper()
 	var out bytes.Buffer
-	c := NewCutter(context.Background(), NewPool(workers, 1, size), &out,
-		Options{Blob: 3, Compressor: blob.CompressorZstd})
+	c, err := NewCutter(context.Background(), NewPool(workers, 1, size), &out, o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, f := range files {
-		r, err := c.File(bytes.NewReader(f), int64(len(f)))
-		if err != nil {
+		var r []Ref
+		if err := c.File(bytes.NewReader(f), int64(len(f)), collect(&r)); err != nil {
 			t.Fatalf("file %d: %v", i, err)
 		}
 		refs = append(refs, r)
 	}
-	records, err := c.Close()
+	table, batches, err := c.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return refs, records, out.Bytes()
+	for r, err := range table.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, r)
+	}
+	if err := table.Close(); err != nil {
+		t.Error(err)
+	}
+	return refs, records, batches, out.Bytes()
 }
+
+func collect(refs *[]Ref) func(Ref) error {
+	return func(r Ref) error { *refs = append(*refs, r); return nil }
+}
+
+func ignore(Ref) error { return nil }
 
 func decode(t *testing.T, r Record, data []byte) []byte {
 	t.Helper()
@@ -141,29 +164,46 @@ func TestErrorsEndIt(t *testing.T) {
 	testenv.LeakCheck(t)
 	pool := NewPool(2, 1, size)
 	data := random(1, 100*size)
+	start := func(ctx context.Context, pool *Pool, out io.Writer, o Options) *Cutter {
+		c, err := NewCutter(ctx, pool, out, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
 	for n := range 4 {
-		c := NewCutter(context.Background(), pool, &failing{n}, Options{Compressor: blob.CompressorNone})
-		_, fileErr := c.File(bytes.NewReader(data), int64(len(data)))
-		_, err := c.Close()
+		c := start(context.Background(), pool, &failing{n}, Options{Compressor: blob.CompressorNone, BatchSize: size})
+		fileErr := c.File(bytes.NewReader(data[:10]), 10, ignore)
+		if fileErr == nil {
+			fileErr = c.File(bytes.NewReader(data), int64(len(data)), ignore)
+		}
+		_, _, err := c.Close()
 		if !errors.Is(err, errFull) || fileErr != nil && !errors.Is(fileErr, errFull) {
 			t.Errorf("write %d fails: got %v and %v, want %v", n, fileErr, err, errFull)
 		}
-		if _, again := c.Close(); !errors.Is(again, errFull) {
+		if _, _, again := c.Close(); !errors.Is(again, errFull) {
 			t.Errorf("second close: got %v, want %v", again, errFull)
 		}
 	}
-	c := NewCutter(context.Background(), pool, io.Discard, Options{})
-	if _, err := c.File(strings.NewReader("short"), 6); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("short file: got %v, want %v", err, io.ErrUnexpectedEOF)
+	for _, o := range []Options{{}, {BatchSize: size}} {
+		c := start(context.Background(), pool, io.Discard, o)
+		if err := c.File(strings.NewReader("short"), 6, ignore); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("short file: got %v, want %v", err, io.ErrUnexpectedEOF)
+		}
+		if table, _, err := c.Close(); err != nil || table.Len() != 0 {
+			t.Errorf("close: %v", err)
+		}
 	}
-	if _, err := c.Close(); err != nil {
-		t.Errorf("close: %v", err)
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
 	why := errors.New("enough")
+	c := start(context.Background(), pool, io.Discard, Options{})
+	if err := c.File(strings.NewReader("text"), 4, func(Ref) error { return why }); !errors.Is(err, why) {
+		t.Errorf("who takes the refs fails: got %v, want %v", err, why)
+	}
+	c.Close()
+	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(why)
-	c = NewCutter(ctx, NewPool(1, 0, size), &failing{0}, Options{})
-	if _, err := c.File(bytes.NewReader(data), int64(len(data))); !errors.Is(err, why) && !errors.Is(err, errFull) {
+	c = start(ctx, NewPool(1, 0, size), &failing{0}, Options{})
+	if err := c.File(bytes.NewReader(data), int64(len(data)), ignore); !errors.Is(err, why) && !errors.Is(err, errFull) {
 		t.Errorf("cancelled: got %v, want %v", err, why)
 	}
 	c.Close()
@@ -183,16 +223,21 @@ func BenchmarkCut(b *testing.B) {
 			b.SetBytes(int64(n))
 			b.ReportAllocs()
 			pool := NewPool(2, 1, 1<<20)
-			c := NewCutter(context.Background(), pool, io.Discard, Options{Compressor: blob.CompressorZstd})
+			c, err := NewCutter(context.Background(), pool, io.Discard, Options{Compressor: blob.CompressorZstd})
+			if err != nil {
+				b.Fatal(err)
+			}
 			for i := 0; b.Loop(); i++ {
 				data[0], data[1], data[2], data[3] = byte(i), byte(i>>8), byte(i>>16), byte(i>>24)
-				if _, err := c.File(bytes.NewReader(data), int64(n)); err != nil {
+				if err := c.File(bytes.NewReader(data), int64(n), ignore); err != nil {
 					b.Fatal(err)
 				}
 			}
-			if _, err := c.Close(); err != nil {
+			table, _, err := c.Close()
+			if err != nil {
 				b.Fatal(err)
 			}
+			table.Close()
 		})
 	}
 }

@@ -6,13 +6,56 @@ import (
 	"strings"
 )
 
+// Kind is what an Entry does.
+type Kind uint8
+
+// The kinds of entries.
+const (
+	// KindNode is a file, a folder and so on, whose type is in its mode.
+	KindNode Kind = iota
+	// KindHardLink is one more name of what Target, the path of an entry before it
+	// or in a lower layer, names.
+	KindHardLink
+	// KindWhiteout removes what lower layers have at the path.
+	KindWhiteout
+	// KindOpaque hides what lower layers have in the folder.
+	KindOpaque
+)
+
+// Entry is an entry of a layer.
+type Entry struct {
+	Kind Kind
+	// Path is where the entry is: components joined by slashes, as in "a/b". "" is
+	// the root.
+	Path string
+	// Name is what the source calls the entry, for errors; Path if empty.
+	Name string
+	Attr
+	Target string // of a symlink, or the path that a hard link names
+	Xattrs []Xattr
+	// Inode, if not 0, is a number of the source: entries with equal numbers are
+	// one inode of the layer, with the attributes and the chunks of the first.
+	Inode uint64
+}
+
+func (e *Entry) name() string {
+	if e.Name != "" {
+		return e.Name
+	}
+	return e.Path
+}
+
+func (e *Entry) refuse(format string, args ...any) error {
+	return &EntryError{Name: e.name(), Reason: fmt.Sprintf(format, args...)}
+}
+
 // ErrRefused means that an entry of a layer is not acceptable. Errors that wrap
 // it are an *EntryError.
 var ErrRefused = errors.New("entry refused")
 
 // EntryError says which entry of a layer was refused, and why.
 type EntryError struct {
-	Name   string // as the tar has it
+	Name   string // as the source has it
 	Reason string
 }
 
@@ -51,9 +94,12 @@ func (l Limits) withDefaults() Limits {
 const (
 	maxName   = 255  // NAME_MAX, and what the format holds
 	maxTarget = 4095 // PATH_MAX without the NUL
+	// maxPath bounds a path in bytes. Linux stops at 4096, but an unpacker that
+	// changes folders on its way may get further.
+	maxPath = 64 << 10
 )
 
-// splitPath returns the components of a tar name, none for the root. A leading
+// splitPath returns the components of a name, none for the root. A leading
 // slash, empty components and "." mean nothing, as for every unpacker.
 func splitPath(name string, depth int) ([]string, string) {
 	if name == "" {
@@ -61,6 +107,9 @@ func splitPath(name string, depth int) ([]string, string) {
 	}
 	if strings.IndexByte(name, 0) >= 0 {
 		return nil, "NUL in the name"
+	}
+	if len(name) > maxPath {
+		return nil, fmt.Sprintf("path of %d bytes, want at most %d", len(name), maxPath)
 	}
 	var parts []string
 	for part := range strings.SplitSeq(name, "/") {

@@ -20,13 +20,13 @@ import (
 // memory is a Cutter that keeps each file as one chunk.
 type memory struct{ files []string }
 
-func (m *memory) File(r io.Reader, size int64) ([]chunk.Ref, error) {
+func (m *memory) File(r io.Reader, size int64, add func(chunk.Ref) error) error {
 	data := make([]byte, size)
 	if _, err := io.ReadFull(r, data); err != nil {
-		return nil, err
+		return err
 	}
 	m.files = append(m.files, string(data))
-	return []chunk.Ref{{Index: uint32(len(m.files) - 1)}}, nil
+	return add(chunk.Ref{Index: uint32(len(m.files) - 1)})
 }
 
 // entry is an entry of a tar: a header, and the data that gives it its size.
@@ -74,31 +74,37 @@ func pack(t testing.TB, entries ...entry) []byte {
 func merge(files *memory, limits Limits, tars ...[]byte) (*Tree, error) {
 	var layers []*Layer
 	for _, data := range tars {
-		l, err := ReadLayer(context.Background(), bytes.NewReader(data), files, limits)
+		l, err := ReadTar(context.Background(), bytes.NewReader(data), files, ReadOptions{Limits: limits})
 		if err != nil {
+			for _, l := range layers {
+				l.Close()
+			}
 			return nil, err
 		}
 		layers = append(layers, l)
 	}
-	return Merge(layers...)
+	return Merge(context.Background(), "", layers...)
 }
 
 // list describes a tree, a line a name: a folder ends with a slash and its mode
 // where it is not that of dir, a file has its data, a name of an inode that was
 // listed already is "== the first name".
-func list(t *Tree, files *memory) []string {
+func list(t testing.TB, tr *Tree, files *memory) []string {
+	t.Helper()
 	var out []string
-	seen := map[*Node]string{}
-	var walk func(n *Node, at string)
-	walk = func(n *Node, at string) {
-		for _, name := range n.Names() {
-			c := n.Child(name)
-			full := path.Join(at, name)
-			if first, ok := seen[c]; ok {
-				out = append(out, full+" == "+first)
+	paths := map[ID]string{}
+	var walk func(dir ID, at string)
+	walk = func(dir ID, at string) {
+		for c, err := range tr.Children(dir) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			full := path.Join(at, c.Name)
+			paths[c.ID] = full
+			if c.Inode != c.ID {
+				out = append(out, full+" == "+paths[c.Inode])
 				continue
 			}
-			seen[c] = full
 			switch c.Type() {
 			case TypeDir:
 				mode := ""
@@ -106,10 +112,13 @@ func list(t *Tree, files *memory) []string {
 					mode = fmt.Sprintf(" %o", c.Mode&0o7777)
 				}
 				out = append(out, full+"/"+mode)
-				walk(c, full)
+				walk(c.ID, full)
 			case TypeFile:
 				data := ""
-				for _, ref := range c.Chunks {
+				for ref, err := range tr.Refs(c) {
+					if err != nil {
+						t.Fatal(err)
+					}
 					data += files.files[ref.Index]
 				}
 				out = append(out, full+" "+data)
@@ -120,8 +129,21 @@ func list(t *Tree, files *memory) []string {
 			}
 		}
 	}
-	walk(t.Root, "")
+	walk(Root, "")
+	if len(paths) != tr.Len()-1 {
+		t.Errorf("%d names below the root, Len is %d", len(paths), tr.Len())
+	}
 	return out
+}
+
+// lookup finds what must be there.
+func lookup(t testing.TB, tr *Tree, p string) Node {
+	t.Helper()
+	n, ok, err := tr.Lookup(p)
+	if err != nil || !ok {
+		t.Fatalf("lookup %q: %t, %v", p, ok, err)
+	}
+	return n
 }
 
 func TestMerge(t *testing.T) {
@@ -196,7 +218,7 @@ func TestMerge(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tc.want, list(got, &files)); diff != "" {
+			if diff := cmp.Diff(tc.want, list(t, got, &files)); diff != "" {
 				t.Errorf("tree (-want +got):\n%s", diff)
 			}
 		})
@@ -217,18 +239,18 @@ func TestAttributes(t *testing.T) {
 		entry{tar.Header{Name: "b", Typeflag: tar.TypeBlock, Mode: 0o600, Devmajor: 8, Devminor: 257}, ""},
 		entry{tar.Header{Name: "old", Typeflag: tar.TypeReg, ModTime: time.Unix(-5, 500), Format: tar.FormatPAX}, ""},
 	)
-	l, err := ReadLayer(context.Background(), bytes.NewReader(data), &memory{}, Limits{})
+	l, err := ReadTar(context.Background(), bytes.NewReader(data), &memory{}, ReadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if l.Entries != 5 || l.Bytes != 4 || l.DroppedXattrs != 1 {
 		t.Errorf("layer: %d entries, %d bytes, %d dropped xattrs; want 5, 4, 1", l.Entries, l.Bytes, l.DroppedXattrs)
 	}
-	got, err := Merge(l)
+	got, err := Merge(context.Background(), "", l)
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, f := got.Root, got.Root.Child("f")
+	root, f := lookup(t, got, ""), lookup(t, got, "f")
 	if root.Mode != TypeDir|0o751 || root.UID != 7 || root.GID != 8 || root.Mtime != 1<<33+5 || root.MtimeNsec != 123456789 {
 		t.Errorf("root: got %+v", root)
 	}
@@ -240,25 +262,25 @@ func TestAttributes(t *testing.T) {
 		t.Errorf("xattrs (-want +got):\n%s", diff)
 	}
 	for name, want := range map[string]uint32{"c": 0xfff<<8 | 0xff | 0xfff00<<12, "b": 8<<8 | 1 | 0x100<<12} {
-		if got := root.Child(name).Rdev; got != want {
+		if got := lookup(t, got, name).Rdev; got != want {
 			t.Errorf("device %s: got %#x, want %#x", name, got, want)
 		}
 	}
-	if old := root.Child("old"); old.Mtime != -5 || old.MtimeNsec != 500 {
+	if old := lookup(t, got, "old"); old.Mtime != -5 || old.MtimeNsec != 500 {
 		t.Errorf("mtime: got %d.%09d, want -5 s and 500 ns", old.Mtime, old.MtimeNsec)
 	}
 }
 
-func TestReadLayerStops(t *testing.T) {
+func TestReadTarStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err := ReadLayer(ctx, bytes.NewReader(pack(t, file("a", "1"))), &memory{}, Limits{})
+	_, err := ReadTar(ctx, bytes.NewReader(pack(t, file("a", "1"))), &memory{}, ReadOptions{})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	whole := pack(t, file("a", strings.Repeat("x", 2000)))
 	for _, n := range []int{100, 512, 700, 2000} {
-		if _, err := ReadLayer(context.Background(), bytes.NewReader(whole[:n]), &memory{}, Limits{}); err == nil {
+		if _, err := ReadTar(context.Background(), bytes.NewReader(whole[:n]), &memory{}, ReadOptions{}); err == nil {
 			t.Errorf("tar cut off at %d: got no error", n)
 		}
 	}

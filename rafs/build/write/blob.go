@@ -19,7 +19,7 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/codec"
-	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )

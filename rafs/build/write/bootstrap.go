@@ -9,8 +9,8 @@ import (
 	"slices"
 
 	"github.com/rafsd/rafsd/rafs/blob"
-	"github.com/rafsd/rafsd/rafs/build/chunk"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )

@@ -13,8 +13,8 @@ import (
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/codec"
-	"github.com/rafsd/rafsd/rafs/build/chunk"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 )
 
 var zstdBlake3 = Format{ChunkSize: blob.DefaultChunkSize, Compressor: blob.CompressorZstd}

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"github.com/rafsd/rafsd/rafs/blob"
-	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
 )
 
 // chunkMap decides which blob each chunk comes from: mostly the first that has it. So

@@ -3,7 +3,7 @@ package write
 import (
 	"slices"
 
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
 

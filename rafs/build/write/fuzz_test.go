@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/rafsd/rafsd/rafs/build/chunk"
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 

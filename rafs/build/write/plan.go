@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )

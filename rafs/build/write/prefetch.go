@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/oldtree"
 )
 
 // prefetchNodes finds the paths that exist, in their order, without those that

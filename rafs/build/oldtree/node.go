@@ -15,7 +15,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/oldchunk"
 )
 
 // The file types of Node.Mode, as in st_mode.
