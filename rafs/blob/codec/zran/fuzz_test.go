@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"compress/flate"
 	"compress/gzip"
+	"encoding/binary"
+	"hash/crc32"
 	"io"
 	"strings"
 	"testing"
@@ -73,21 +75,41 @@ func stricter(err error) bool {
 	return strings.Contains(err.Error(), "no code for the end of the block") || strings.Contains(err.Error(), "flags 0x")
 }
 
+// mended makes a gzip stream of two members, each of them the deflate data at the
+// start of raw, and what it inflates to. ok is false if the standard library
+// does not inflate raw: then the stream is not one either.
+func mended(raw []byte) (stream, plain []byte, ok bool) {
+	in := bytes.NewReader(raw)
+	out, err := io.ReadAll(io.LimitReader(flate.NewReader(in), 1<<18))
+	if err == nil && len(out) < 1<<18 {
+		raw, ok = raw[:len(raw)-in.Len()], true
+	}
+	for range 2 {
+		stream = append(stream, 0x1f, 0x8b, methodFlate, 0, 0, 0, 0, 0, 0, 255)
+		stream = append(stream, raw...)
+		stream = binary.LittleEndian.AppendUint32(stream, crc32.ChecksumIEEE(out))
+		stream = binary.LittleEndian.AppendUint32(stream, uint32(len(out)))
+		plain = append(plain, out...)
+	}
+	return stream, plain, ok
+}
+
+// rawSeeds are deflate data, each with some of what encoders make.
+func rawSeeds(f *testing.F, add func(raw []byte)) {
+	text := []byte(strings.Repeat("a text that repeats. ", 40))
+	for _, level := range []int{0, 1, 6, -2} {
+		add(member(f, level, nil, text, text[:7], nil, text[5:100], text)[headerSize:])
+		add(member(f, level, nil, bytes.Repeat(text, 4))[headerSize:])
+	}
+}
+
 // FuzzBoundaries wants of each stream that the standard library inflates that it
 // can be inflated from every one of its blocks too.
 func FuzzBoundaries(f *testing.F) {
-	text := []byte(strings.Repeat("a text that repeats. ", 40))
-	header := &gzip.Header{Name: "name", Comment: "comment", Extra: []byte("xx\x04\x00data")}
-	for _, level := range []int{0, 1, 6, -2} {
-		f.Add(append(member(f, level, header, text, text[:7], nil, text[5:100]), member(f, 9, nil, text, text[1:])...))
-	}
-	f.Fuzz(func(t *testing.T, stream []byte) {
-		r, err := gzip.NewReader(bytes.NewReader(stream))
-		if err != nil {
-			return
-		}
-		plain, err := io.ReadAll(io.LimitReader(r, 1<<20))
-		if err != nil || len(plain) == 1<<20 {
+	rawSeeds(f, func(raw []byte) { f.Add(raw) })
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		stream, plain, ok := mended(raw)
+		if !ok {
 			return
 		}
 		all := boundaries(t, stream, plain)
@@ -100,6 +122,27 @@ func FuzzBoundaries(f *testing.F) {
 				t.Fatalf("context %d at %d: wrong bytes", i, c.OutOffset)
 			}
 		}
+	})
+}
+
+// FuzzIndexer indexes any stream as chunks of any size. What comes out is what the
+// standard library inflates, and every chunk is where the index says.
+func FuzzIndexer(f *testing.F) {
+	rawSeeds(f, func(raw []byte) { f.Add(raw, uint16(100)) })
+	f.Fuzz(func(t *testing.T, raw []byte, size uint16) {
+		stream, want, ok := mended(raw)
+		// Many contexts, which small streams do not have otherwise.
+		got, all, pieces, err := index(bytes.NewReader(stream), spanOut-2000, func(bool) int { return 1 + int(size) })
+		if (err == nil) != ok {
+			t.Fatalf("got %v, the standard library inflates it: %t", err, ok)
+		}
+		if !ok {
+			return
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("got %d bytes, want %d", len(got), len(want))
+		}
+		checkIndex(t, stream, want, all, pieces)
 	})
 }
 

@@ -237,26 +237,52 @@ func (z *inflater) codeLengths(lens []uint8, table *[lenEntries]entry) error {
 	return nil
 }
 
-// symbol reads one symbol without its extra bits, loading no byte that it does
-// not need: the input may end with it.
+// symbol reads one symbol without its extra bits.
 func (z *inflater) symbol(table []entry, root uint) (entry, error) {
+	e, code, err := z.peek(table, root)
+	if err == nil {
+		z.in.drop(code)
+	}
+	return e, err
+}
+
+// peek finds the next symbol and the number of bits of its code. It loads no byte
+// that it does not need: the input may end with it.
+func (z *inflater) peek(table []entry, root uint) (e entry, code uint, err error) {
 	for {
-		e := table[z.in.hold&(1<<root-1)]
-		used := uint(0)
+		e = table[z.in.hold&(1<<root-1)]
+		code = 0
 		if e&entrySecond != 0 {
-			used = root
+			code = root
 			e = table[value(e)+int(z.in.hold>>root&(1<<(e>>entryCode&15)-1))]
 		}
 		if e == entrySpecial && z.in.n > 0 {
 			// Only codes with no symbol of more than one bit leave such gaps.
-			return 0, z.bad("bits without a meaning")
+			return 0, 0, z.bad("bits without a meaning")
 		}
-		if code := used + uint(e>>entryCode&15); e != entrySpecial && code <= z.in.n {
-			z.in.drop(code)
-			return e, nil
+		if code += uint(e >> entryCode & 15); e != entrySpecial && code <= z.in.n {
+			return e, code, nil
 		}
 		if !z.in.need(z.in.n + 1) {
-			return 0, z.short()
+			return 0, 0, z.short()
 		}
 	}
+}
+
+// atBlockEnd tells whether nothing but the end of the block comes next. At the
+// start of a block it reads its header.
+func (z *inflater) atBlockEnd() (bool, error) {
+	if z.state == inHeader {
+		if err := z.header(); err != nil {
+			return false, err
+		}
+	}
+	switch z.state {
+	case inStored:
+		return z.stored == 0, nil
+	case inCodes:
+		e, _, err := z.peek(z.lit[:], litRoot)
+		return err == nil && e&entryEnd != 0, err
+	}
+	return false, nil
 }

@@ -19,11 +19,11 @@ import (
 	v6 "github.com/rafsd/rafsd/rafs/layout/v6"
 )
 
-// MaxSpan bounds the input and the output of a context in bytes. A context goes
-// on for as long as a deflate block does; common encoders end one after a few
-// hundred KiB, and 16,384 longest matches, which zlib's largest blocks have
-// twice, are 4 MiB.
-const MaxSpan = 64 << 20
+// MaxSpan bounds the output of a context in bytes, and half of its input. nydusd
+// refuses more (storage/src/cache/mod.rs). A context cannot end before a deflate
+// block does: the largest that common encoders make, of 32,768 longest matches,
+// are about half of this.
+const MaxSpan = blob.MaxChunkSize
 
 // Context is one stretch of a gzip stream (v6.ZranContext with its dictionary).
 type Context struct {
@@ -63,8 +63,8 @@ func (c *Context) check(dst, src int) error {
 	switch {
 	case uint64(dst) != uint64(c.OutLen) || c.OutLen > MaxSpan:
 		return fmt.Errorf("output of %d bytes into %d, limit %d", c.OutLen, dst, MaxSpan)
-	case uint64(src) != uint64(c.InLen) || c.InLen > MaxSpan:
-		return fmt.Errorf("input of %d bytes from %d, limit %d", c.InLen, src, MaxSpan)
+	case uint64(src) != uint64(c.InLen) || c.InLen > 2*MaxSpan:
+		return fmt.Errorf("input of %d bytes from %d, limit %d", c.InLen, src, 2*MaxSpan)
 	case c.Bits > 7:
 		return fmt.Errorf("%d bits of a byte", c.Bits)
 	case len(c.Dict) > v6.MaxZranDict:

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/rafsd/rafsd/internal/testenv"
@@ -287,15 +288,33 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// BenchmarkDecode has another implementation, which goes from the start only,
+// beside ours.
 func BenchmarkDecode(b *testing.B) {
 	stream := fixture(b, "nydus-made/blobs/ebd087b364b77902750e774d5273f2990038e511302077c3c0b5930802052598")
 	ci, h := nydusMeta(b)
 	c := nydusContext(b, ci, &h, 0)
-	dst := make([]byte, c.OutLen)
-	b.SetBytes(int64(len(dst)))
-	for b.Loop() {
-		if err := Decode(dst, &c, stream[c.InOffset:][:c.InLen]); err != nil {
-			b.Fatal(err)
+	src, dst := stream[c.InOffset:][:c.InLen], make([]byte, c.OutLen)
+	b.Run("zran", func(b *testing.B) {
+		b.SetBytes(int64(len(dst)))
+		for b.Loop() {
+			if err := Decode(dst, &c, src); err != nil {
+				b.Fatal(err)
+			}
 		}
-	}
+	})
+	b.Run("klauspost", func(b *testing.B) {
+		in := bytes.NewReader(nil)
+		r := flate.NewReader(in)
+		b.SetBytes(int64(len(dst)))
+		for b.Loop() {
+			in.Reset(src)
+			if err := r.(flate.Resetter).Reset(in, nil); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(r, dst); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
