@@ -1,0 +1,324 @@
+// Package folder reads a folder of this machine as one layer of an image.
+//
+// It walks by descriptors: a name is looked up in its own folder and never
+// followed, so that nothing leads out of the folder, whoever changes it
+// meanwhile. The order is that of the names by bytes, files before sub-folders,
+// and the same for the same folder on any file system; names are sorted in
+// pieces, however many a folder has.
+//
+// It trusts the kernel and nothing in the folder. A file that changes while it
+// is read, or that cannot be read, is an error with its name: there is no layer
+// with half of it. It never writes and never runs anything.
+package folder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/tree"
+)
+
+// ErrChanged means that a file was not the same from the first look at it to the
+// last.
+var ErrChanged = errors.New("changed while it was read")
+
+// Files takes the contents of files, in the order in which they are to lie in
+// the blob. A *chunk.Cutter is one.
+type Files interface {
+	File(r io.Reader, size int64, add func(chunk.Ref) error) error
+}
+
+// Options say how a folder is read.
+type Options struct {
+	// TempDir takes what does not fit into memory.
+	TempDir string
+	// Limits of the layer.
+	Limits tree.Limits
+	// Whiteouts say how the folder writes down that a lower layer loses an entry.
+	Whiteouts tree.Whiteouts
+	// NoOwner gives everything to uid and gid 0 (nydus-image --repeatable).
+	NoOwner bool
+	// First lists absolute paths, files or whole folders, whose files come before
+	// all others, in this order. What does not exist is ignored.
+	First []string
+	// FirstDone is called, if not nil, when the files of First have been cut.
+	FirstDone func()
+}
+
+// Read reads the folder at dir. Its root has the modification time 0, as
+// nydus-image has it: it is when the folder was put together that the time of a
+// root tells, and no two builds would be the same.
+func Read(ctx context.Context, dir string, files Files, o Options) (*tree.Layer, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("folder %q: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	b, err := tree.NewBuilder(tree.BuilderOptions{TempDir: o.TempDir, Limits: o.Limits})
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	w := &walker{ctx: ctx, opts: o, builder: b, files: files, links: map[inodeKey]*link{}}
+	for _, p := range o.First {
+		w.first = append(w.first, strings.Trim(path.Clean("/"+p), "/"))
+	}
+	for i := range w.first {
+		if err := w.pattern(fd, i); err != nil {
+			return nil, fmt.Errorf("folder %q: %w", dir, err)
+		}
+	}
+	if o.FirstDone != nil {
+		o.FirstDone()
+	}
+	w.second = true
+	if err := w.root(fd); err != nil {
+		return nil, fmt.Errorf("folder %q: %w", dir, err)
+	}
+	return b.Layer()
+}
+
+// walker is one run of Read. The files of First are added in a pass of their
+// own, all else in the second.
+type walker struct {
+	ctx     context.Context
+	opts    Options
+	builder *tree.Builder
+	files   Files
+
+	first  []string // without slashes around; "" is the root
+	second bool
+
+	links  map[inodeKey]*link
+	serial uint64
+	bytes  int64
+}
+
+type inodeKey struct{ dev, ino uint64 }
+
+// maxDepth bounds the folders that are open at a time. A layer has its own limit.
+const maxDepth = 4096
+
+// link is an inode with several names, kept until all of them were seen.
+type link struct {
+	number uint64
+	left   uint64
+}
+
+// pattern adds the files below the i-th path of First, as far as no earlier one
+// covers them.
+func (w *walker) pattern(root, i int) error {
+	if w.covered(w.first[i], i) {
+		return nil
+	}
+	if w.first[i] == "" {
+		return w.folder(root, "", 0)
+	}
+	parts := strings.Split(w.first[i], "/")
+	fd, err := unix.Dup(root)
+	if err != nil {
+		return err
+	}
+	defer func() { unix.Close(fd) }()
+	for n, part := range parts[:len(parts)-1] {
+		next, err := openFolder(fd, part)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w", strings.Join(parts[:n+1], "/"), err)
+		}
+		unix.Close(fd)
+		fd = next
+	}
+	name := parts[len(parts)-1]
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return w.name(fd, strings.Join(parts[:len(parts)-1], "/"), name, len(parts)-1)
+}
+
+// covered tells whether a path lies below one of the first n of First.
+func (w *walker) covered(p string, n int) bool {
+	return slices.ContainsFunc(w.first[:n], func(f string) bool {
+		return f == "" || p == f || strings.HasPrefix(p, f) && p[len(f)] == '/'
+	})
+}
+
+func (w *walker) root(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	e := w.entry("", &st)
+	e.Mtime, e.MtimeNsec = 0, 0
+	if err := w.addFolder(fd, e); err != nil {
+		return err
+	}
+	return w.folder(fd, "", 0)
+}
+
+// folder adds what is in the folder at fd: its files, then its sub-folders.
+func (w *walker) folder(fd int, rel string, depth int) error {
+	if err := w.ctx.Err(); err != nil {
+		return context.Cause(w.ctx)
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("%q: more than %d folders deep", rel, maxDepth)
+	}
+	for _, folders := range []bool{false, true} {
+		l := lister{fd: fd, folders: folders}
+		for {
+			names, err := l.next()
+			if err != nil {
+				return fmt.Errorf("%q: list: %w", rel, err)
+			}
+			if len(names) == 0 {
+				break
+			}
+			for _, name := range names {
+				if err := w.name(fd, rel, name, depth); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// name adds one entry of the folder at dir.
+func (w *walker) name(dir int, rel, name string, depth int) error {
+	full := path.Join(rel, name)
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("%q: %w", full, err)
+	}
+	mode := st.Mode & unix.S_IFMT
+	if !w.second && mode != unix.S_IFREG && mode != unix.S_IFDIR {
+		return nil // has no data
+	}
+	if mode == unix.S_IFDIR {
+		return w.subfolder(dir, full, name, depth)
+	}
+	if w.second && mode == unix.S_IFREG && w.covered(full, len(w.first)) {
+		return nil // the first pass has added it
+	}
+	if done, err := w.whiteout(dir, rel, name, &st); done || err != nil {
+		return err
+	}
+	e := w.entry(full, &st)
+	var err error
+	switch mode {
+	case unix.S_IFREG:
+		err = w.file(dir, name, e, &st)
+	case unix.S_IFLNK:
+		err = w.symlink(dir, name, e, &st)
+	default:
+		err = w.other(dir, name, e, &st)
+	}
+	if err != nil {
+		return fmt.Errorf("%q: %w", full, err)
+	}
+	return nil
+}
+
+func (w *walker) subfolder(dir int, full, name string, depth int) error {
+	fd, err := openFolder(dir, name)
+	if err != nil {
+		return fmt.Errorf("%q: %w", full, err)
+	}
+	defer unix.Close(fd)
+	if w.second {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("%q: %w", full, err)
+		}
+		if err := w.addFolder(fd, w.entry(full, &st)); err != nil {
+			return fmt.Errorf("%q: %w", full, err)
+		}
+	}
+	return w.folder(fd, full, depth+1)
+}
+
+// entry makes an entry of what stat says.
+func (w *walker) entry(full string, st *unix.Stat_t) *tree.Entry {
+	e := &tree.Entry{Kind: tree.KindNode, Path: full, Attr: tree.Attr{
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid,
+		Mtime: st.Mtim.Sec, MtimeNsec: uint32(st.Mtim.Nsec),
+	}}
+	if w.opts.NoOwner {
+		e.UID, e.GID = 0, 0
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		e.Rdev = uint32(st.Rdev) // the low half is the kernel's 32-bit form
+	case unix.S_IFLNK:
+		e.Mode = unix.S_IFLNK | 0o777
+	}
+	return e
+}
+
+// inode returns the number by which the names of one inode are known, and
+// whether this is the first of them; 0 for an inode with one name.
+func (w *walker) inode(st *unix.Stat_t) (number uint64, first bool) {
+	if st.Nlink < 2 {
+		return 0, true
+	}
+	key := inodeKey{uint64(st.Dev), st.Ino}
+	l := w.links[key]
+	if first = l == nil; first {
+		w.serial++
+		l = &link{number: w.serial, left: uint64(st.Nlink)}
+		w.links[key] = l
+	}
+	if l.left--; l.left == 0 {
+		delete(w.links, key)
+	}
+	return l.number, first
+}
+
+func (w *walker) symlink(dir int, name string, e *tree.Entry, st *unix.Stat_t) error {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, name, buf)
+	if err != nil {
+		return err
+	}
+	e.Target, e.Size = string(buf[:n]), uint64(n)
+	return w.other(dir, name, e, st)
+}
+
+// other adds what has no data.
+func (w *walker) other(dir int, name string, e *tree.Entry, st *unix.Stat_t) error {
+	if _, err := w.xattrs(e, nameXattrs(dir, name)); err != nil {
+		return err
+	}
+	e.Inode, _ = w.inode(st)
+	return w.builder.Add(e, nil)
+}
+
+func openFolder(dir int, name string) (int, error) {
+	return retry(func() (int, error) {
+		return unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	})
+}
+
+// retry repeats a call that a signal interrupted.
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
