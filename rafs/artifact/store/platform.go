@@ -1,11 +1,14 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/rafsd/rafsd/rafs/artifact"
 )
 
 // Platforms are those of an index to take. The zero value takes all.
@@ -88,4 +91,28 @@ func Reindex(doc *Document, manifests []v1.Descriptor) (*Document, error) {
 		return nil, err
 	}
 	return NewDocument(doc.MediaType, raw), nil
+}
+
+// Image finds the image of a platform below the root of a source: in an index the
+// first that prefer likes, or else the first.
+func Image(ctx context.Context, s Source, want v1.Platform, prefer func(v1.Descriptor) bool) (*Document, *v1.Manifest, error) {
+	doc := s.Root()
+	for depth := 0; doc.MediaType.IsIndex(); depth++ {
+		if depth > maxDepth {
+			return nil, nil, fmt.Errorf("%s: more than %d indexes deep", doc.Digest, maxDepth)
+		}
+		index, err := doc.Index()
+		if err != nil {
+			return nil, nil, err
+		}
+		d, err := artifact.Choose(index, want, prefer)
+		if err != nil {
+			return nil, nil, fmt.Errorf("index %s: %w", doc.Digest, err)
+		}
+		if doc, err = s.Document(ctx, d); err != nil {
+			return nil, nil, err
+		}
+	}
+	m, err := doc.Manifest()
+	return doc, m, err
 }
