@@ -134,6 +134,7 @@ func Reader(ctx context.Context, r io.ReaderAt, size int64, opts Options) (*Repo
 		opts.Max = DefaultMax
 	}
 	c := &checker{ctx: ctx, src: newSource(r, size), opts: opts, report: &Report{}}
+	c.xattrs = c.src.size
 	c.run()
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -153,6 +154,9 @@ type checker struct {
 	claims *claims
 	err    error // of reading blobs
 	inside bool  // the bootstrap was found in a blob
+	// xattrs is how many bytes of xattrs may still be read: they are looked at before
+	// it is known that they belong to one inode only.
+	xattrs uint64
 }
 
 func (c *checker) run() {
@@ -184,6 +188,7 @@ func (c *checker) inlined() bool {
 		return false
 	}
 	c.src, c.inside = newSource(bytes.NewReader(data), int64(len(data))), true
+	c.xattrs = c.src.size
 	c.run()
 	return true
 }
@@ -214,6 +219,16 @@ func (c *checker) reserved(off, n uint64, where any) {
 	if at, ok := c.src.zero(off, n); !ok {
 		c.fail(at, where, "a reserved byte is not zero")
 	}
+}
+
+// takeXattrs tells whether so many bytes of xattrs may be read.
+func (c *checker) takeXattrs(off, n uint64, where any) bool {
+	if n > c.xattrs {
+		c.fail(off, where, "xattrs of %d bytes, all others together leave %d", n, c.xattrs)
+		return false
+	}
+	c.xattrs -= n
+	return true
 }
 
 // table is a range of the bootstrap.
@@ -249,6 +264,29 @@ func (c *checker) tables(tables []table) []bool {
 		}
 	}
 	return ok
+}
+
+// gaps notes bytes that are not zero and belong to nothing that the walk found.
+func (c *checker) gaps(whole bool) {
+	if !whole || c.done() {
+		return
+	}
+	for start := uint64(0); start < c.src.size && !c.done(); {
+		u := start / c.claims.unit
+		if c.claims.set.has(u) {
+			start = (u + 1) * c.claims.unit
+			continue
+		}
+		end := start
+		for end < c.src.size && !c.claims.set.has(end/c.claims.unit) {
+			end += c.claims.unit
+		}
+		end = min(end, c.src.size)
+		if at, ok := c.src.zero(start, end-start); !ok {
+			c.note(at, "bootstrap", "%d bytes at %#x belong to nothing and are not zero", end-start, start)
+		}
+		start = end
+	}
 }
 
 // flagRules checks the flags of a superblock and returns the digester's bit.

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -150,26 +151,45 @@ func TestErrorListsSoMany(t *testing.T) {
 	}
 }
 
-// FuzzImage: whatever the bytes are, there is a verdict.
-func FuzzImage(f *testing.F) {
-	for _, c := range rafstest.Core(f) {
-		if c.Name != "v6-layers" && c.Name != "v5-layers" {
-			continue
+// patchSize is the size of one piece of damage in a fuzz input: where, how many
+// bytes, what.
+const patchSize = 9
+
+// patched applies patches to an image. A length of more than 4 cuts it there.
+func patched(data, patches []byte) []byte {
+	data = bytes.Clone(data)
+	for ; len(patches) >= patchSize && len(data) > 0; patches = patches[patchSize:] {
+		off := binary.LittleEndian.Uint32(patches) % uint32(len(data))
+		if n := patches[4] % 6; n > 4 {
+			data = data[:off:off]
+		} else {
+			copy(data[off:], patches[5:][:n])
 		}
-		data, err := os.ReadFile(c.Bootstrap)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
 	}
-	file := filepath.Join(f.TempDir(), "image.boot")
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if err := os.WriteFile(file, data, 0o600); err != nil {
-			t.Fatal(err)
+	return data
+}
+
+// FuzzImage: whatever the bytes are, there is a verdict, and what is right can be
+// opened. A number beyond the last image stands for none, so that the patches are
+// taken as a bootstrap themselves.
+func FuzzImage(f *testing.F) {
+	var images [][]byte
+	for i, name := range []string{"v5-layers", "v6-layers", "v6-dict", "upstream-v6", "v6-prefetch-root"} {
+		images = append(images, bootstrap(f, name))
+		f.Add(uint8(i), []byte{})
+		for off := uint32(0); off < 1600; off += 4 {
+			p := binary.LittleEndian.AppendUint32(nil, off)
+			f.Add(uint8(i), append(p, 4, 0xff, 0xff, 0xff, 0x7f))
 		}
-		var found *Error
-		if err := Image(context.Background(), file); err != nil && !errors.As(err, &found) {
-			t.Errorf("got %v, which is no verdict", err)
+	}
+	f.Add(uint8(len(images)), images[0])
+	f.Fuzz(func(t *testing.T, which uint8, patches []byte) {
+		data := patches
+		if n := int(which) % (len(images) + 1); n < len(images) {
+			data = patched(images[n], patches)
+		}
+		if err := agree(data, report(t, data)); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -17,6 +17,7 @@ type blobRules struct {
 	chunkCount       uint32
 	compressedSize   uint64 // 0: not known
 	uncompressedSize uint64 // 0: not known
+	dataEnd          uint64 // where data ends in the blob; 0: not known
 	anyNumber        bool   // nobody says how many chunks there are
 	alignment        uint64 // of uncompressed offsets
 	noDigest         bool
@@ -92,6 +93,8 @@ func (c *checker) recordRules(off uint64, where any, r *layout.ChunkRecord, b *b
 	}
 	rule(within(r.CompressedOffset, uint64(r.CompressedSize), b.compressedSize, blob.MaxCompressedSize), recordOffsetAt,
 		"at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.compressedSize)
+	rule(b.dataEnd == 0 || within(r.CompressedOffset, uint64(r.CompressedSize), b.dataEnd, 0), recordOffsetAt,
+		"at %#x+%#x, data of blob %d ends at %#x", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.dataEnd)
 	rule(within(r.UncompressedOffset, uint64(r.UncompressedSize), b.uncompressedSize, blob.MaxUncompressedSize), recordPlainOffsetAt,
 		"at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, r.BlobIndex, b.uncompressedSize)
 	rule(r.UncompressedOffset%b.alignment == 0, recordPlainOffsetAt, "at %#x uncompressed, want a multiple of %d", r.UncompressedOffset, b.alignment)

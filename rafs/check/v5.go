@@ -39,7 +39,7 @@ func (c *v5Check) run() {
 		return
 	}
 	c.readTables()
-	for _, step := range []func(){c.walkTable, c.checkLinks, c.checkChunks, c.checkPrefetch, c.checkCounts, c.checkBlobs} {
+	for _, step := range []func(){c.walkTable, c.checkLinks, c.checkChunks, c.checkPrefetch, c.checkCounts, func() { c.gaps(c.walk.whole) }, c.checkBlobs} {
 		if c.done() {
 			return
 		}

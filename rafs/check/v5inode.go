@@ -84,7 +84,7 @@ func (c *v5Check) checkNumber(in *v5Inode) {
 	if in.Ino == in.index {
 		c.walk.first.add(in.index)
 		c.report.Inodes++
-		if in.fileType() == v6.TypeRegular && in.Nlink != 1 {
+		if !in.isDir() && in.Nlink != 1 {
 			c.walk.links = append(c.walk.links, uint32(in.index))
 		}
 		return
@@ -126,6 +126,9 @@ func (c *v5Check) checkXattrs(in *v5Inode) uint64 {
 		return 0 // said with the rest of the record
 	}
 	size := binary.LittleEndian.Uint64(b[:])
+	if !c.takeXattrs(off, min(size, maxXattrBytes), in) {
+		return 0
+	}
 	pairs := make([]byte, min(size, maxXattrBytes))
 	if size > maxXattrBytes || !c.src.read(pairs, off+v5.XattrTableHeaderSize) {
 		c.fail(off, in, "xattrs of %d bytes, limit %d", size, maxXattrBytes)
@@ -219,16 +222,8 @@ func (c *v5Check) special(in *v5Inode) {
 	if in.Size != 0 || in.ChildCount != 0 {
 		c.fail(in.off+64, in, "size %d and %d children of mode %#o, want none", in.Size, in.ChildCount, in.Mode)
 	}
-	c.single(in)
 	c.walk.digest.Reset()
 	c.checkDigest(in)
-}
-
-// single checks the link count of what has one name.
-func (c *v5Check) single(in *v5Inode) {
-	if in.Nlink != 1 && in.Ino == in.index {
-		c.note(in.off+88, in, "link count %d of mode %#o", in.Nlink, in.Mode)
-	}
 }
 
 func (c *v5Check) symlink(in *v5Inode) {
@@ -242,7 +237,6 @@ func (c *v5Check) symlink(in *v5Inode) {
 		c.fail(in.off+at+uint64(i), in, "NUL in a symbolic link")
 	}
 	c.padded(in, at, uint64(in.SymlinkSize))
-	c.single(in)
 	c.walk.digest.Reset()
 	c.walk.digest.Write(target)
 	c.checkDigest(in)

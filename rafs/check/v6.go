@@ -51,7 +51,9 @@ func (c *v6Check) run() {
 	c.checkExtSuper()
 	c.readTables()
 	c.checkDevices()
-	for _, step := range []func(){c.readChunks, c.walkTree, c.checkPrefetch, c.checkChunks, c.checkCounts, c.checkBlobs} {
+	for _, step := range []func(){
+		c.readChunks, c.walkTree, c.checkPrefetch, c.checkChunks, c.checkCounts, func() { c.gaps(c.walk.ran && c.walk.whole) }, c.checkBlobs,
+	} {
 		if c.done() {
 			return
 		}
@@ -137,7 +139,7 @@ func (c *v6Check) readTables() {
 	const at = v6.ExtSuperOffset
 	n := uint64(c.super.ExtraDevices)
 	ok := c.tables([]table{
-		{"superblock", 0, 0, v6.DevicesOffset, 1},
+		{"superblock", 0, v6.SuperOffset, v6.SuperSize + v6.ExtSuperSize, 1},
 		{"device table", v6.SuperOffset + 86, v6.DevicesOffset, n * v6.DeviceSlotSize, 1},
 		{"blob table", at + 8, c.ext.BlobTableOffset, uint64(c.ext.BlobTableSize), c.blockSize},
 		{"prefetch table", at + 40, c.ext.PrefetchTableOffset, uint64(c.ext.PrefetchTableSize), 8},

@@ -48,7 +48,9 @@ func (c *v6Check) checkDevices() {
 			c.fail(off+64, where, "device has %d blocks, uncompressed size is %d", slot.Blocks, e.UncompressedSize)
 		}
 		at := uint64(slot.MappedBlkAddr)
-		if at < end {
+		if at == 0 && !e.has(layout.FeatureCapTarTOC) {
+			c.note(off+68, where, "not flattened")
+		} else if at < end {
 			c.fail(off+68, where, "flattened at block %d, what is before it ends at %d", at, end)
 		} else if first := alignUp(end<<c.blockBits, mapAlign); at<<c.blockBits != first && at<<c.blockBits != alignUp(end<<c.blockBits, mapAlignOld) {
 			c.note(off+68, where, "flattened at block %d, nydus has it at %d", at, first>>c.blockBits)
@@ -167,6 +169,9 @@ func (c *v6Check) checkCipher(e *v6Blob, where any) {
 	case !encrypted && e.MetaReserved != 0:
 		c.fail(e.off+208, where, "a reserved byte is not zero")
 	}
+	if !encrypted && !e.has(layout.FeatureSeparate) && (e.MetaDigest != [32]byte{} || e.MetaSize != 0) {
+		c.fail(e.off+168, where, "metadata of %d bytes apart, digest %x: there is one object", e.MetaSize, e.MetaDigest)
+	}
 }
 
 func (c *v6Check) checkTOCFields(e *v6Blob, where any) {
@@ -179,8 +184,8 @@ func (c *v6Check) checkTOCFields(e *v6Blob, where any) {
 		}
 		return
 	}
-	if e.TOCSize != 0 {
-		c.note(e.off+104, where, "table of contents of %d bytes, features have none", e.TOCSize)
+	if e.TOCSize != 0 || e.TOCDigest != [32]byte{} {
+		c.fail(e.off+104, where, "table of contents of %d bytes, digest %x, features have none", e.TOCSize, e.TOCDigest)
 	}
 }
 
@@ -213,12 +218,23 @@ func (c *v6Check) checkCI(e *v6Blob, where any) {
 	if blob.Compressor(e.CICompressor) == blob.CompressorNone && e.CICompressedSize != e.CIUncompressedSize && !e.has(layout.FeatureEncrypted) {
 		c.fail(e.off+120, where, "uncompressed chunk information of %d bytes takes %d", e.CIUncompressedSize, e.CICompressedSize)
 	}
-	// Of two objects the table has the size of the data; the other one's is not known.
-	if e.has(layout.FeatureSeparate) {
-		return
-	}
+	c.checkCIPlace(e, where)
+}
+
+// checkCIPlace: the chunk information with its header ends a blob, unless tar
+// headers tell of more.
+func (c *v6Check) checkCIPlace(e *v6Blob, where any) {
 	end := e.CIOffset + e.CICompressedSize + v6.MetaHeaderSize
-	if end < e.CIOffset || end > e.CompressedSize && e.CompressedSize != 0 && e.has(layout.FeatureCapTarTOC) {
+	switch {
+	case e.has(layout.FeatureSeparate | loose):
+		// Of two objects the table has the size of the data; the other one's is not known.
+	case e.CIOffset > blob.MaxCompressedSize || e.CICompressedSize > blob.MaxCompressedSize:
+		c.fail(e.off+112, where, "chunk information at %#x+%#x, limit %#x", e.CIOffset, e.CICompressedSize, uint64(blob.MaxCompressedSize))
+	case !e.has(layout.FeatureCapTarTOC):
+		// Before 2.2 nydus had the size of the data alone here.
+	case end > e.CompressedSize:
 		c.fail(e.off+112, where, "chunk information ends beyond the blob of %d bytes", e.CompressedSize)
+	case end != e.CompressedSize && !e.has(layout.FeatureHasTarHeader|layout.FeatureInlinedFSMeta):
+		c.fail(e.off+112, where, "chunk information ends at %d, the blob at %d", end, e.CompressedSize)
 	}
 }

@@ -18,6 +18,12 @@ func (c *v6Check) rules(i int) *blobRules {
 		chunkCount: e.ChunkCount, compressedSize: e.CompressedSize, uncompressedSize: e.UncompressedSize,
 		alignment: v6.BlockSize, noDigest: c.tarfs,
 	}
+	if !e.has(layout.FeatureSeparate | layout.FeatureTarfs | loose) {
+		r.dataEnd = e.CIOffset
+		if e.has(layout.FeatureHasTarHeader) && e.CIOffset >= v6.TarHeaderSize {
+			r.dataEnd -= v6.TarHeaderSize
+		}
+	}
 	if e.has(loose) {
 		r.anyNumber, r.uncompressedSize = true, 0
 	}

@@ -130,7 +130,7 @@ func (d *v6Dir) checkEnd(b []byte, off uint64, n int, last bool) {
 		}
 	}
 	if last && end < len(b) {
-		d.note(d.in.off+8, d.where(nil), "size %d, the last name ends at %d", d.in.Size, d.in.Size-uint64(len(b)-end))
+		d.fail(d.in.off+8, d.where(nil), "size %d, the last name ends at %d", d.in.Size, d.in.Size-uint64(len(b)-end))
 	}
 }
 

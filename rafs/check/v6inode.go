@@ -275,6 +275,9 @@ func (c *v6Check) checkXattrs(in *v6Inode, where any) {
 		return
 	}
 	start, size := in.off+uint64(in.DiskSize()), uint64(in.XattrSize())
+	if !c.takeXattrs(start, size, where) {
+		return
+	}
 	area := make([]byte, size)
 	if !c.src.read(area, start) {
 		return // said with the rest of the inode
