@@ -253,6 +253,14 @@ func (s *dockerSource) Blob(_ context.Context, d v1.Descriptor, from int64) (io.
 	return r, err
 }
 
+func (s *dockerSource) Range(_ context.Context, digest v1.Hash, p []byte, off int64) error {
+	name, ok := s.names[digest]
+	if !ok {
+		return fmt.Errorf("blob %s: %w", digest, ErrNotFound)
+	}
+	return readRange(s.files, name, p, off)
+}
+
 func (s *dockerSource) Stat(_ context.Context, digest v1.Hash) (int64, error) {
 	name, ok := s.names[digest]
 	if !ok {

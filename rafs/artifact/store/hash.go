@@ -15,7 +15,10 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob"
 )
 
-var errDigest = blob.ErrDigest
+var (
+	errDigest = blob.ErrDigest
+	errBadID  = blob.ErrBadID
+)
 
 func hashOf(data []byte) v1.Hash {
 	sum := sha256.Sum256(data)

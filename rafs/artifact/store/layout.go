@@ -133,6 +133,26 @@ func (s *layoutSource) Blob(_ context.Context, d v1.Descriptor, from int64) (io.
 	return r, nil
 }
 
+func (s *layoutSource) Range(_ context.Context, digest v1.Hash, p []byte, off int64) error {
+	if err := checkDescriptor(v1.Descriptor{Digest: digest}); err != nil {
+		return err
+	}
+	return readRange(s.files, blobPath(digest), p, off)
+}
+
+func readRange(f files, name string, p []byte, off int64) error {
+	r, _, err := f.open(name, off)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.ReadFull(r, p)
+	return err
+}
+
 func (s *layoutSource) Stat(_ context.Context, digest v1.Hash) (int64, error) {
 	if err := checkDescriptor(v1.Descriptor{Digest: digest}); err != nil {
 		return 0, err

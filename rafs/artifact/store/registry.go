@@ -145,6 +145,20 @@ func (s *registrySource) Stat(ctx context.Context, digest v1.Hash) (int64, error
 	return s.stat(ctx, digest)
 }
 
+func (s *registrySource) Range(ctx context.Context, digest v1.Hash, p []byte, off int64) error {
+	d := v1.Descriptor{Digest: digest, Size: off + int64(len(p))}
+	if err := checkDescriptor(d); err != nil {
+		return err
+	}
+	r, err := s.read(ctx, d, off, true)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.ReadFull(r, p)
+	return err
+}
+
 // readAttempts is how often a blob is asked for when its transport breaks off
 // without a byte in between.
 const readAttempts = 3
@@ -153,7 +167,13 @@ func (s *registrySource) Blob(ctx context.Context, d v1.Descriptor, from int64) 
 	if err := checkDescriptor(d); err != nil {
 		return nil, err
 	}
-	r := &blobReader{s: s, ctx: ctx, d: d, at: from}
+	return s.read(ctx, d, from, false)
+}
+
+// read asks for the bytes from an offset to the size of the descriptor, which is
+// less than that of the blob if part is true.
+func (s *registrySource) read(ctx context.Context, d v1.Descriptor, from int64, part bool) (io.ReadCloser, error) {
+	r := &blobReader{s: s, ctx: ctx, d: d, at: from, part: part}
 	if from < d.Size {
 		if err := r.connect(); err != nil {
 			return nil, err
@@ -168,6 +188,7 @@ type blobReader struct {
 	ctx   context.Context
 	d     v1.Descriptor
 	at    int64
+	part  bool // d.Size is not that of the blob
 	body  io.ReadCloser
 	tries int
 }
@@ -177,7 +198,7 @@ func (r *blobReader) connect() error {
 	if err != nil {
 		return err
 	}
-	if r.at > 0 {
+	if r.at > 0 || r.part {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.at, r.d.Size-1))
 	}
 	res, err := r.s.do(req, http.StatusOK, http.StatusPartialContent)

@@ -44,6 +44,8 @@ type Source interface {
 	// Blob starts to read a blob at an offset. The bytes are not verified:
 	// [Verified] does that.
 	Blob(ctx context.Context, d v1.Descriptor, from int64) (io.ReadCloser, error)
+	// Range fills p with a blob's bytes from off, all of which it must have.
+	Range(ctx context.Context, digest v1.Hash, p []byte, off int64) error
 	// Stat returns the size of a blob of which only the digest is known. The error
 	// wraps ErrNotFound if there is no such blob.
 	Stat(ctx context.Context, digest v1.Hash) (int64, error)

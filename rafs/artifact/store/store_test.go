@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
 	"math/rand/v2"
@@ -26,6 +27,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 )
 
 // fakeRegistry is a registry on the loopback that notes requests and can fail.
@@ -177,6 +179,11 @@ func (f *fixture) Document(_ context.Context, d v1.Descriptor) (*Document, error
 
 func (f *fixture) Blob(_ context.Context, d v1.Descriptor, from int64) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(f.blobs[d.Digest][from:])), nil
+}
+
+func (f *fixture) Range(_ context.Context, digest v1.Hash, p []byte, off int64) error {
+	copy(p, f.blobs[digest][off:])
+	return nil
 }
 
 func (f *fixture) Stat(_ context.Context, digest v1.Hash) (int64, error) {
@@ -531,5 +538,42 @@ func TestDownloadBreaksOff(t *testing.T) {
 	copyTo(t, "oci:"+t.TempDir(), source(t, reg.host+"/x:v1"), Push{}, CopyOptions{})
 	if breaks != 2 || reg.count(http.MethodGet, "/blobs/") != 4 {
 		t.Errorf("%d breaks, %d requests, want 2, 4: the config, the layer in three parts", breaks, reg.count(http.MethodGet, "/blobs/"))
+	}
+}
+
+// Blobs are read in places, too, from wherever they are.
+func TestBackend(t *testing.T) {
+	f, dir := newFixture(), t.TempDir()
+	doc := f.image(t, 1, nil, 5000)
+	m, err := doc.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, want := m.Layers[0].Digest.Hex, f.blobs[m.Layers[0].Digest]
+	for _, name := range []string{small(t).host + "/a:v1", full(t).host + "/b:v1", "oci:" + dir + "/layout:v1", "file://" + dir + "/x.tar"} {
+		copyTo(t, name, f, Push{}, CopyOptions{})
+		b := Backend(source(t, name))
+		r, err := b.Open(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size, err := r.Size(t.Context()); size != 5000 || err != nil {
+			t.Errorf("%s: %d bytes, %v, want 5000", name, size, err)
+		}
+		for _, at := range []int{0, 1, 4000, 4999} {
+			p := make([]byte, min(1000, 5000-at))
+			if err := r.ReadRange(t.Context(), p, int64(at)); err != nil || !bytes.Equal(p, want[at:at+len(p)]) {
+				t.Errorf("%s: bytes at %d differ: %v", name, at, err)
+			}
+		}
+		if err := r.ReadRange(t.Context(), make([]byte, 2), 4999); err == nil {
+			t.Errorf("%s: bytes beyond the end", name)
+		}
+		if r, err = b.Open(strings.Repeat("0", 64)); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.ReadRange(t.Context(), make([]byte, 1), 0); !errors.Is(err, backend.ErrNotFound) {
+			t.Errorf("%s: no such blob: %v, want %v", name, err, backend.ErrNotFound)
+		}
 	}
 }
