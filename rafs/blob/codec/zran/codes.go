@@ -2,19 +2,21 @@ package zran
 
 const (
 	maxMatch = 258
-	// slack is the room that fast wants behind its output: what three literals
-	// and a match take, the latter copied by words.
-	slack = 3 + maxMatch + 7
+	// slack is the room that fast wants behind its output: what literals and a
+	// match take, the latter copied by words.
+	slack = runUp + maxMatch + 7
 	// ahead is how much input fast wants in the buffer: two loads of a word.
 	ahead = 16
+	// runUp is how many literals fast takes in one go with the symbol after them.
+	runUp = 2
 )
 
-// codes inflates within a block that has codes. It returns true when the block
-// has ended.
+// codes inflates within a block that has codes, and takes no symbol more than it
+// needs to reach limit. It returns true when the block has ended.
 func (z *inflater) codes(o *output, limit int) (ended bool, err error) {
 	for o.w < limit {
-		if o.w+slack <= len(o.buf) && z.in.pos+ahead <= len(z.in.buf) {
-			ended, err = z.fast(o, min(limit, len(o.buf)-slack+1))
+		if o.w < limit-runUp && o.w+slack <= len(o.buf) && z.in.pos+ahead <= len(z.in.buf) {
+			ended, err = z.fast(o, min(limit-runUp, len(o.buf)-slack+1))
 		} else {
 			ended, err = z.slow(o)
 		}
@@ -82,8 +84,8 @@ func (z *inflater) match(o *output, length, dist int) error {
 	return nil
 }
 
-// fast inflates until limit, as long as there is plenty of input. The room behind
-// limit is at least slack.
+// fast inflates until limit, or runUp symbols beyond, as long as there is plenty of
+// input. The room behind limit is at least slack.
 func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
 	lit, dists := z.lit, z.dist
 	src, pos, hold, n := z.in.buf, z.in.pos, z.in.hold, z.in.n

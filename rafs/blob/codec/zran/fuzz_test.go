@@ -17,8 +17,8 @@ import (
 // returns how much of dst it could fill. It takes no bits of a byte before src.
 func oracle(dst, src, dict []byte) int {
 	in := bytes.NewReader(src)
-	n, _ := io.ReadFull(flate.NewReaderDict(in, dict), dst)
-	for n < len(dst) {
+	n, ended := readUp(dst, flate.NewReaderDict(in, dict))
+	for ended && n < len(dst) {
 		if k, err := in.Seek(trailerSize, io.SeekCurrent); err != nil || k > int64(len(src)) {
 			return n
 		}
@@ -27,10 +27,23 @@ func oracle(dst, src, dict []byte) int {
 		if _, err := gzip.NewReader(in); err != nil {
 			return n
 		}
-		k, _ := io.ReadFull(flate.NewReader(in), dst[n:])
+		var k int
+		k, ended = readUp(dst[n:], flate.NewReader(in))
 		n += k
 	}
 	return n
+}
+
+// readUp reads into dst and tells whether r has ended as it should.
+func readUp(dst []byte, r io.Reader) (n int, ended bool) {
+	for n < len(dst) {
+		k, err := r.Read(dst[n:])
+		n += k
+		if err != nil {
+			return n, err == io.EOF
+		}
+	}
+	return n, false
 }
 
 // FuzzDecode inflates any input with any dictionary, as the standard library does.
