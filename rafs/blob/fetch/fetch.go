@@ -8,9 +8,17 @@
 //  3. A flight whose chunk the cache claims to hold reads and verifies that.
 //  4. Otherwise it is fetched: chunks that are neighbours in the blob share one
 //     range request, which may be extended to neighbours that nobody asked for.
-//  5. What arrives is decompressed to its exact size and verified, in private
-//     memory, by a bounded number of workers.
+//  5. What arrives is decrypted, decompressed to its exact size and verified, in
+//     private memory, by a bounded number of workers.
 //  6. Verified bytes fill the cache and go to all who wait.
+//
+// Chunks that share a unit (a batch, a stretch of a gzip stream) are fetched by
+// units: one is decoded once for all of its chunks that are missing, and each of
+// them is verified by its own digest. Which unit a chunk lies in the blob's chunk
+// information says, which is loaded when it is first needed and trusted with
+// nothing. The chunks of a plain tar file (tarfs) have no digests: the whole of it
+// is read and held against its SHA-256, the blob's id, before the first byte is
+// served, and what its chunks digest to is remembered from then on.
 //
 // Nothing is trusted but the digests in the image: not the backend, not the cache
 // files. There is no way to get a byte out of this package that was not verified
@@ -34,6 +42,8 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/blob/cache"
+	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
+	"github.com/rafsd/rafsd/rafs/layout"
 )
 
 // Errors of the engine itself.
@@ -42,6 +52,8 @@ var (
 	ErrClosed = errors.New("fetch engine closed")
 	// ErrTimeout means that a fetch took longer than Options.Timeout.
 	ErrTimeout = errors.New("fetch took too long")
+	// ErrNoDigest means that there is nothing to verify a chunk by.
+	ErrNoDigest = errors.New("chunk without a digest")
 	// ErrNoCache means that there is nothing to prefetch into.
 	ErrNoCache = errors.New("no cache to prefetch into")
 )
@@ -62,6 +74,10 @@ type Options struct {
 	Backend backend.Backend
 	// Cache keeps chunks; nil keeps none. The engine does not close it.
 	Cache *cache.Cache
+	// MetaDir is a folder that may have the chunk information of blobs in files
+	// <id>.blob.meta, as bootstrap layers carry it; what is not there comes from the
+	// Backend. Empty is no folder.
+	MetaDir string
 
 	// MemoryLimit bounds the bytes of chunks in flight. Default 64 MiB.
 	MemoryLimit int64
@@ -170,6 +186,9 @@ func (e *Engine) Close() error {
 		if s.cache != nil {
 			errs = append(errs, s.cache.Close())
 		}
+		if s.units != nil {
+			s.units.close()
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -199,6 +218,10 @@ type store struct {
 	// in Unix nanoseconds.
 	noFill atomic.Int64
 
+	key   *xts.Key // nil: nothing is encrypted
+	units *units   // nil: no chunks share units
+	tar   *tarball // nil: chunks have digests
+
 	mu      sync.Mutex
 	flights map[uint32]*flight
 	// failed has the chunks whose failure was logged, at most maxFailed.
@@ -211,6 +234,9 @@ func (e *Engine) open(info *blob.Info) (*store, error) {
 		return nil, err
 	}
 	s := &store{info: info, source: source, flights: map[uint32]*flight{}}
+	if err := s.setFormat(); err != nil {
+		return nil, err
+	}
 	if e.opts.Cache == nil {
 		return s, nil
 	}
@@ -233,6 +259,27 @@ func (e *Engine) open(info *blob.Info) (*store, error) {
 	s.count = count
 	s.ready = make([]atomic.Uint32, (uint64(count)+31)/32)
 	return s, nil
+}
+
+// setFormat prepares for what is special about a blob.
+func (s *store) setFormat() (err error) {
+	f := layout.Features(s.info.Features)
+	switch s.info.Cipher {
+	case blob.CipherNone:
+	case blob.CipherAES128XTS:
+		if s.key, err = xts.NewKey(s.info.Key.XTS, s.info.Key.IV); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%v: %w", s.info.Cipher, errors.ErrUnsupported)
+	}
+	if f&(layout.FeatureBatch|layout.FeatureZran) != 0 {
+		s.units = &units{}
+	}
+	if f&layout.FeatureTarfs != 0 {
+		s.tar = &tarball{}
+	}
+	return nil
 }
 
 // store finds the store of a chunk's blob, nil for a hole or another image's blob.

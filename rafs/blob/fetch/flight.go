@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/codec/unit"
 )
 
 // flight is the work on one chunk, done once for all who want it. It ends by
@@ -15,6 +16,17 @@ type flight struct {
 	// foreign marks a chunk that differs from the catalog's one of its number: it
 	// is served, and never cached.
 	foreign bool
+
+	// start and size are the range of the blob that the chunk takes: its own, or
+	// that of its unit.
+	start uint64
+	size  int
+	// place is where the chunk is in its unit, by that table; nil for a chunk of
+	// its own.
+	place *unit.Place
+	table *table
+	// again marks one that another table is asked for already.
+	again bool
 
 	// Guarded by store.mu.
 	waiters []*waiter
@@ -27,6 +39,7 @@ type batch struct {
 	flights []*flight // immutable; by place in the blob
 	start   uint64    // of the range in the blob
 	size    int
+	scratch int // bytes that decoding takes besides
 	ticket  *ticket
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -35,6 +48,13 @@ type batch struct {
 
 	// kept keeps the batch alive without waiters. Guarded by store.mu.
 	kept bool
+}
+
+// flight makes a flight for a chunk; one of a shared unit has no range yet.
+func (s *store) flight(c blob.Chunk) *flight {
+	f := &flight{store: s, chunk: c, start: c.CompressedOffset, size: int(c.CompressedSize)}
+	s.tar.settle(f)
+	return f
 }
 
 func keyOf(c *blob.Chunk) chunkKey { return chunkKey{c.Blob.Index, c.Index} }
@@ -52,7 +72,8 @@ func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 	s := e.store(c.Blob)
 	if e.foreign(&c) {
 		// Nobody shares it.
-		f := &flight{store: s, chunk: c, foreign: true, waiters: []*waiter{w}}
+		f := s.flight(c)
+		f.foreign, f.waiters = true, []*waiter{w}
 		w.flight = f
 		return f
 	}
@@ -67,8 +88,8 @@ func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 		}
 		return nil
 	}
-	f := &flight{store: s, chunk: c, waiters: []*waiter{w}}
-	w.flight = f
+	f := s.flight(c)
+	f.waiters, w.flight = []*waiter{w}, f
 	// A flight may have ended since the caller looked.
 	if w.page = e.recent.get(keyOf(&c)); w.page != nil {
 		e.stats.recentHits.Add(1)

@@ -3,9 +3,8 @@ package fetch
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
-
-	"github.com/rafsd/rafsd/rafs/blob"
 )
 
 // start sets new flights going: those that the cache claims to hold are verified,
@@ -14,12 +13,14 @@ import (
 func (e *Engine) start(fresh []*flight, inline bool) {
 	for len(fresh) > 0 {
 		s := fresh[0].store
-		var missing []*flight
+		var missing, unsealed []*flight
 		rest := fresh[:0:0]
 		for _, f := range fresh {
 			switch {
 			case f.store != s:
 				rest = append(rest, f)
+			case s.tar != nil && !s.tar.settle(f):
+				unsealed = append(unsealed, f)
 			case !f.foreign && s.cache != nil && s.cache.Present(f.chunk.Index):
 				if inline && len(fresh) == 1 {
 					e.verifyCached(f)
@@ -31,19 +32,116 @@ func (e *Engine) start(fresh []*flight, inline bool) {
 			}
 		}
 		e.stats.misses.Add(uint64(len(missing)))
-		for _, b := range e.plan(s, missing) {
-			e.launch(b, demand)
+		e.fetch(s, missing, demand)
+		if len(unsealed) > 0 {
+			e.running.Go(func() { e.startSealed(s, unsealed) })
 		}
 		fresh = rest
 	}
 }
 
+// startSealed starts flights of a tar file once that is known to be the right one.
+func (e *Engine) startSealed(s *store, flights []*flight) {
+	if err := e.seal(e.ctx, s); err != nil {
+		e.landUnplanned(flights, err)
+		return
+	}
+	e.start(flights, false)
+}
+
+// landUnplanned ends flights that never got as far as a request.
+func (e *Engine) landUnplanned(flights []*flight, err error) {
+	for _, f := range flights {
+		e.land(f, nil, fmt.Errorf("blob %s: chunk %d: %w", f.store.info.ID, f.chunk.Index, err))
+	}
+}
+
+// fetch sets flights of one blob going whose chunks are not in the cache.
+func (e *Engine) fetch(s *store, missing []*flight, c class) {
+	var shared []*flight
+	if s.units != nil {
+		own := missing[:0:0]
+		for _, f := range missing {
+			if f.chunk.Shared {
+				shared = append(shared, f)
+			} else {
+				own = append(own, f)
+			}
+		}
+		missing = own
+	}
+	for _, b := range e.plan(s, missing) {
+		e.launch(b, c)
+	}
+	if len(shared) > 0 {
+		// The table may have to be loaded, and the caller has waiters of its own.
+		e.running.Go(func() { e.fetchShared(s, shared, c) })
+	}
+}
+
+// fetchShared sets flights going whose chunks lie in units with others.
+func (e *Engine) fetchShared(s *store, flights []*flight, c class) {
+	t, err := e.table(e.ctx, s)
+	if err != nil {
+		e.landUnplanned(flights, err)
+		return
+	}
+	var placed, lost []*flight
+	for _, f := range flights {
+		if perr := f.locate(t); perr != nil {
+			lost, err = append(lost, f), perr
+		} else {
+			placed = append(placed, f)
+		}
+	}
+	for _, b := range e.plan(s, placed) {
+		e.launch(b, c)
+	}
+	if lost = e.elsewhere(t, lost, c); len(lost) > 0 {
+		e.landUnplanned(lost, err)
+	}
+}
+
+// locate finds the range of a flight whose chunk lies in a unit.
+func (f *flight) locate(t *table) error {
+	p, err := t.Find(&f.chunk)
+	if err != nil {
+		return err
+	}
+	f.place, f.table, f.start, f.size = &p, t, p.Unit.Offset, int(p.Unit.Size)
+	return nil
+}
+
+// elsewhere asks another table for flights that one has misled, and returns those
+// for which there is none.
+func (e *Engine) elsewhere(t *table, flights []*flight, c class) (rest []*flight) {
+	if len(flights) == 0 {
+		return nil
+	}
+	s := flights[0].store
+	if !s.units.distrust(t) {
+		return flights
+	}
+	var again []*flight
+	for _, f := range flights {
+		if f.again {
+			rest = append(rest, f)
+		} else {
+			f.again = true
+			again = append(again, f)
+		}
+	}
+	if len(again) > 0 {
+		e.stats.refetches.Add(uint64(len(again)))
+		e.running.Go(func() { e.fetchShared(s, again, c) })
+	}
+	return rest
+}
+
 // plan cuts missing flights of one blob into range requests and extends short
 // ones by neighbours that are missing, too.
 func (e *Engine) plan(s *store, missing []*flight) []*batch {
-	slices.SortFunc(missing, func(a, b *flight) int {
-		return cmp.Compare(a.chunk.CompressedOffset, b.chunk.CompressedOffset)
-	})
+	slices.SortFunc(missing, func(a, b *flight) int { return cmp.Compare(a.start, b.start) })
 	var out []*batch
 	for _, f := range missing {
 		if n := len(out) - 1; n < 0 || !e.extend(out[n], f, e.opts.MaxRange) {
@@ -52,24 +150,22 @@ func (e *Engine) plan(s *store, missing []*flight) []*batch {
 	}
 	for _, b := range out {
 		e.amplify(b)
+		e.companions(b)
 	}
 	return out
 }
 
 // newBatch is a request for one chunk.
 func newBatch(f *flight) *batch {
-	return &batch{
-		store: f.store, flights: []*flight{f},
-		start: f.chunk.CompressedOffset, size: int(f.chunk.CompressedSize),
-	}
+	return &batch{store: f.store, flights: []*flight{f}, start: f.start, size: f.size}
 }
 
-// fits reports whether a chunk's range is near the batch's, and the size of both
+// fits reports whether a flight's range is near the batch's, and the size of both
 // together if that is not above limit.
-func (e *Engine) fits(b *batch, c *blob.Chunk, limit int) (size int, ok bool) {
+func (e *Engine) fits(b *batch, f *flight, limit int) (size int, ok bool) {
 	end := b.start + uint64(b.size)
-	from, to := c.CompressedOffset, c.CompressedOffset+uint64(c.CompressedSize)
-	if from < b.start || from > end+uint64(e.opts.Gap) || max(to, end)-b.start > uint64(limit) {
+	from, to := f.start, f.start+uint64(f.size)
+	if from < b.start || from > end+uint64(e.opts.Gap) || to > end && to-b.start > uint64(limit) {
 		return 0, false
 	}
 	return int(max(to, end) - b.start), true
@@ -77,7 +173,7 @@ func (e *Engine) fits(b *batch, c *blob.Chunk, limit int) (size int, ok bool) {
 
 // extend adds a flight to a batch if it fits.
 func (e *Engine) extend(b *batch, f *flight, limit int) bool {
-	size, ok := e.fits(b, &f.chunk, limit)
+	size, ok := e.fits(b, f, limit)
 	if ok {
 		b.size = size
 		b.flights = append(b.flights, f)
@@ -88,21 +184,24 @@ func (e *Engine) extend(b *batch, f *flight, limit int) bool {
 // amplify extends a batch by the chunks that follow in the blob, as long as they
 // are missing and cost little. Without a cache they would be thrown away.
 func (e *Engine) amplify(b *batch) {
-	s := b.store
+	s, last := b.store, b.flights[len(b.flights)-1]
 	if !s.fills() || b.flights[0].foreign {
 		return
 	}
 	const most = 64
 	var have [most]bool
-	next := b.flights[len(b.flights)-1].chunk.Index + 1
+	next := last.chunk.Index + 1
 	s.cache.PresentRange(next, have[:])
 	for i := range uint32(most) {
 		c, ok := e.opts.Catalog.Chunk(s.info.Index, next+i)
 		if !ok || b.size >= e.opts.Amplify || have[i] || s.isReady(c.Index) || e.checkChunk(&c) != nil {
 			return
 		}
-		f := &flight{store: s, chunk: c}
-		if _, ok := e.fits(b, &c, e.opts.Amplify); !ok || !s.claim(f) {
+		f := s.flight(c)
+		if c.Shared && (last.table == nil || f.locate(last.table) != nil) {
+			return
+		}
+		if _, ok := e.fits(b, f, e.opts.Amplify); !ok || !s.claim(f) {
 			return
 		}
 		e.extend(b, f, e.opts.Amplify)
@@ -123,7 +222,8 @@ func (s *store) claim(f *flight) bool {
 
 // launch runs a batch under the engine's context. The caller is counted in running.
 func (e *Engine) launch(b *batch, c class) {
-	weight := int64(b.size)
+	b.scratch = b.decodes()
+	weight := int64(b.size + b.scratch)
 	for _, f := range b.flights {
 		weight += int64(f.chunk.UncompressedSize)
 	}

@@ -64,14 +64,14 @@ func (p *prefetching) add(ctx context.Context, c blob.Chunk) error {
 	if p.e.foreign(&c) {
 		return ctx.Err()
 	}
-	full := p.bytes+int(c.CompressedSize) > p.e.opts.MaxRange
+	full := p.bytes+cost(&c) > p.e.opts.MaxRange
 	if len(p.next) > 0 && (full || p.next[0].Blob != c.Blob) {
 		if err := p.flush(ctx); err != nil {
 			return err
 		}
 	}
 	p.next = append(p.next, c)
-	p.bytes += int(c.CompressedSize)
+	p.bytes += cost(&c)
 	return ctx.Err()
 }
 
@@ -85,8 +85,12 @@ func (p *prefetching) flush(ctx context.Context) error {
 	}
 	var b *batch
 	for _, c := range p.next {
-		f := &flight{store: p.e.store(c.Blob), chunk: c}
-		if f.store.isReady(c.Index) || !f.store.claim(f) {
+		f, err := p.flight(ctx, c)
+		if err != nil {
+			p.launch(b) // its flights are claimed
+			return err
+		}
+		if f == nil || f.store.isReady(c.Index) || !f.store.claim(f) {
 			continue
 		}
 		p.e.stats.prefetched.Add(1)
@@ -101,8 +105,40 @@ func (p *prefetching) flush(ctx context.Context) error {
 	return nil
 }
 
+// flight makes a flight for a chunk; nil if that cannot be found in its blob.
+func (p *prefetching) flight(ctx context.Context, c blob.Chunk) (*flight, error) {
+	s := p.e.store(c.Blob)
+	if s.tar != nil && !s.tar.sealed() {
+		if err := p.e.seal(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	f := s.flight(c)
+	if !c.Shared {
+		return f, nil
+	}
+	t, err := p.e.table(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.locate(t); err != nil {
+		p.failed = errors.Join(p.failed, err)
+		return nil, nil
+	}
+	return f, nil
+}
+
+// cost is about how many bytes a chunk takes of a request.
+func cost(c *blob.Chunk) int {
+	if c.Shared {
+		return int(c.UncompressedSize)
+	}
+	return int(c.CompressedSize)
+}
+
 func (p *prefetching) launch(b *batch) {
 	if b != nil {
+		p.e.companions(b)
 		p.e.launch(b, prefetch)
 		p.out = append(p.out, b)
 	}

@@ -124,8 +124,12 @@ func (e *Engine) checkChunk(c *blob.Chunk) error {
 	if e.store(c.Blob) == nil {
 		return fmt.Errorf("chunk %d: blob %d of %d", c.Index, c.Blob.Index, len(e.blobs))
 	}
-	if c.UncompressedSize == 0 || c.UncompressedSize > blob.MaxChunkSize ||
-		c.CompressedSize == 0 || c.CompressedSize > blob.MaxChunkSize || c.CompressedOffset > blob.MaxCompressedSize {
+	s := e.blobs[c.Blob.Index]
+	if c.Digest == (blob.Digest{}) && s.tar == nil {
+		return fmt.Errorf("blob %s: chunk %d: %w", c.Blob.ID, c.Index, ErrNoDigest)
+	}
+	if c.UncompressedSize == 0 || c.UncompressedSize > blob.MaxChunkSize || c.Shared && s.units == nil || c.Encrypted && s.key == nil ||
+		!c.Shared && (c.CompressedSize == 0 || c.CompressedSize > blob.MaxChunkSize || c.CompressedOffset > blob.MaxCompressedSize) {
 		return fmt.Errorf("blob %s: chunk %d: %d bytes from %d at %d: %w", c.Blob.ID, c.Index,
 			c.UncompressedSize, c.CompressedSize, c.CompressedOffset, blob.ErrCorrupt)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
-	"github.com/rafsd/rafsd/rafs/blob/codec"
 )
 
 // run fetches a batch's range and lands its flights, the wanted ones first, and
@@ -20,79 +19,52 @@ func (e *Engine) run(b *batch) {
 		e.landAll(b, b.flights, err)
 		return
 	}
-	defer b.ticket.release(1, int64(b.size))
+	defer b.ticket.release(1, int64(b.size+b.scratch))
 	body := e.bufs.get(b.size)
 	defer e.bufs.put(body)
 	left, err := e.stream(b, body)
 	b.ticket.release(1, 0)
 	if err != nil {
-		for _, f := range left {
-			b.ticket.release(0, int64(f.chunk.UncompressedSize))
+		for _, p := range left {
+			b.release(p.flights)
+			e.landAll(b, p.flights, err)
 		}
-		e.landAll(b, left, err)
 		return
 	}
-	for _, f := range order(left) {
-		p, err := e.decode(b, f, b.part(body, f))
-		if err != nil {
-			b.ticket.release(0, int64(f.chunk.UncompressedSize))
-			e.landAll(b, []*flight{f}, err)
-			continue
-		}
-		e.finish(f, p)
+	for _, p := range order(left) {
+		e.settle(b, p, b.part(body, p))
 	}
 }
 
-// finish keeps what a flight brought and lands it.
-func (e *Engine) finish(f *flight, p *page) {
-	e.fill(f, p.data)
-	e.land(f, p, nil)
-	p.drop()
+// release gives back what a batch holds for the pages of flights that got none.
+func (b *batch) release(flights []*flight) {
+	for _, f := range flights {
+		b.ticket.release(0, int64(f.chunk.UncompressedSize))
+	}
 }
 
 // stream reads a batch's range and lands the flights that somebody waits for on
-// the way. It returns those that are left: nobody waited, no processor was free, or
-// they are wrong, which is not looked into while the request has a slot.
-func (e *Engine) stream(b *batch, body []byte) (left []*flight, err error) {
-	coming := slices.Clone(b.flights)
+// the way. It returns what is left: nobody waited, no processor was free, or it is
+// wrong, which is not looked into while the request has a slot.
+func (e *Engine) stream(b *batch, body []byte) (left []*piece, err error) {
+	coming := b.pieces()
 	ctx := backend.WithProgress(b.ctx, func(n int) {
-		coming = slices.DeleteFunc(coming, func(f *flight) bool {
-			if f.chunk.CompressedOffset-b.start+uint64(f.chunk.CompressedSize) > uint64(n) || !f.wanted() {
+		coming = slices.DeleteFunc(coming, func(p *piece) bool {
+			if p.start-b.start+uint64(p.size) > uint64(n) || !p.wanted() {
 				return false
 			}
 			t := e.cpu.ticket(b.class(), 1, 0)
 			if !t.try() {
 				return false
 			}
-			p, err := e.verified(b, f, b.part(body, f), t)
-			if err != nil {
-				left = append(left, f)
-			} else {
-				e.finish(f, p)
+			if p.flights, _ = e.unpack(b, p, b.part(body, p), t); len(p.flights) > 0 {
+				left = append(left, p)
 			}
 			return true
 		})
 	})
 	err = e.request(ctx, b, body, b.start)
 	return append(coming, left...), err
-}
-
-// part is where a flight's chunk lies in the body of its batch.
-func (b *batch) part(body []byte, f *flight) []byte {
-	at := f.chunk.CompressedOffset - b.start
-	return body[at : at+uint64(f.chunk.CompressedSize)]
-}
-
-// order is the flights with those that somebody waits for in front.
-func order(flights []*flight) []*flight {
-	rank := make(map[*flight]int, len(flights))
-	for _, f := range flights {
-		if !f.wanted() {
-			rank[f] = 1
-		}
-	}
-	slices.SortStableFunc(flights, func(x, y *flight) int { return cmp.Compare(rank[x], rank[y]) })
-	return flights
 }
 
 func (e *Engine) landAll(b *batch, flights []*flight, err error) {
@@ -111,75 +83,6 @@ func (e *Engine) request(ctx context.Context, b *batch, body []byte, off uint64)
 	err := b.store.source.ReadRange(ctx, body, int64(off))
 	e.stats.request(b.class(), len(body), time.Since(start), err)
 	return err
-}
-
-// decode makes a verified page of a chunk's compressed bytes. If they are not
-// what the image says, they are fetched once more, around anything shared, into
-// the same memory.
-func (e *Engine) decode(b *batch, f *flight, raw []byte) (*page, error) {
-	p, err := e.verify(b, f, raw)
-	if errors.Is(err, blob.ErrDigest) || errors.Is(err, blob.ErrCorrupt) {
-		e.stats.badBackend.Add(1)
-		e.logFailure(f, "backend", err)
-		e.stats.refetches.Add(1)
-		if err = e.refetch(b, f, raw); err == nil {
-			if p, err = e.verify(b, f, raw); err != nil && b.ctx.Err() == nil {
-				e.stats.badBackend.Add(1)
-			}
-		}
-	}
-	return p, err
-}
-
-// refetch holds the batch's memory and asks for a slot only, before all who wait
-// for memory that it holds. Those who hold slots never wait for memory.
-func (e *Engine) refetch(b *batch, f *flight, raw []byte) error {
-	t := e.net.ticket(demand, 1, 0)
-	t.first = true
-	if err := t.acquire(b.ctx); err != nil {
-		return err
-	}
-	defer t.release(1, 0)
-	again := &batch{store: b.store, ticket: t}
-	return e.request(backend.Fresh(b.ctx), again, raw, f.chunk.CompressedOffset)
-}
-
-// verify waits for a processor and makes a verified page of raw.
-func (e *Engine) verify(b *batch, f *flight, raw []byte) (*page, error) {
-	t := e.cpu.ticket(b.class(), 1, 0)
-	if err := t.acquire(b.ctx); err != nil {
-		return nil, err
-	}
-	return e.verified(b, f, raw, t)
-}
-
-// verified decompresses raw into private memory and checks the digest there. It
-// gives back the processor, and with the page the memory that its batch holds.
-func (e *Engine) verified(b *batch, f *flight, raw []byte, cpu *ticket) (*page, error) {
-	defer cpu.release(1, 0)
-	size := int(f.chunk.UncompressedSize)
-	data := e.bufs.get(size)
-	if err := e.decompress(f, data, raw); err != nil {
-		e.bufs.put(data)
-		return nil, err
-	}
-	return newPage(data, func(p *page) {
-		e.bufs.put(p.data)
-		b.ticket.release(0, int64(size))
-	}), nil
-}
-
-func (e *Engine) decompress(f *flight, data, raw []byte) error {
-	start := time.Now()
-	how := f.store.info.Compressor
-	if !f.chunk.Compressed {
-		how = blob.CompressorNone
-	}
-	if err := codec.Decode(how, data, raw); err != nil {
-		return err
-	}
-	e.stats.decodeNanos.Add(uint64(time.Since(start)))
-	return e.checkDigest(f, data)
 }
 
 func (b *batch) class() class {
@@ -239,9 +142,7 @@ func (e *Engine) verifyCached(f *flight) {
 		e.stats.cacheErrors.Add(1)
 	}
 	e.stats.misses.Add(1)
-	for _, b := range e.plan(f.store, []*flight{f}) {
-		e.launch(b, demand)
-	}
+	e.fetch(f.store, []*flight{f}, demand)
 }
 
 func (e *Engine) readCached(f *flight, data []byte) error {
@@ -279,7 +180,7 @@ func (e *Engine) fill(f *flight, data []byte) {
 		e.stats.fillErrors.Add(1)
 		e.logs.warn(e.opts.Log, "chunk is not cached", "blob", s.info.ID, "chunk", f.chunk.Index, "err", err)
 	}
-	if f.wanted() {
+	if f.wanted() || f.place != nil {
 		e.recent.put(keyOf(&f.chunk), data)
 	}
 }
