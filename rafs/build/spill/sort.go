@@ -43,6 +43,11 @@ func (s *Sorter) Add(key, value []byte) error {
 			return err
 		}
 	}
+	if n := len(s.arena) + len(key) + len(value); n > cap(s.arena) {
+		// By doubling, but not beyond what the budget will let in.
+		grown := max(n, min(2*cap(s.arena), s.budget), 512)
+		s.arena = append(make([]byte, 0, grown), s.arena...)
+	}
 	s.items = append(s.items, item{uint32(len(s.arena)), uint32(len(key)), uint32(len(value))})
 	s.arena = append(append(s.arena, key...), value...)
 	return nil
