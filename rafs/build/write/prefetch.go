@@ -5,36 +5,79 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 )
 
-// prefetchNodes finds the paths that exist, in their order, without those that
-// an earlier one covers.
-func prefetchNodes(root *tree.Node, paths []string) []*tree.Node {
-	var nodes []*tree.Node
-	var taken []string
-	for _, p := range paths {
-		p = path.Clean("/" + p)
-		covered := slices.ContainsFunc(taken, func(t string) bool {
-			return p == t || t == "/" || strings.HasPrefix(p, t+"/")
-		})
-		if node := lookup(root, p); node != nil && !covered {
-			nodes = append(nodes, node)
-			taken = append(taken, p)
-		}
-	}
-	return nodes
+// wanted is a folder on the way to paths that are looked for.
+type wanted struct {
+	children map[string]*wanted
+	pattern  int // which path ends here; -1: none
 }
 
-func lookup(root *tree.Node, p string) *tree.Node {
-	node := root
-	for part := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
-		if part == "" {
-			break
+func newWanted() *wanted { return &wanted{children: map[string]*wanted{}, pattern: -1} }
+
+// add puts a path below w unless an earlier one covers it.
+func (w *wanted) add(p string, pattern int) {
+	for part := range strings.SplitSeq(strings.Trim(path.Clean("/"+p), "/"), "/") {
+		if w.pattern >= 0 {
+			return
 		}
-		if node = node.Child(part); node == nil {
-			return nil
+		if part == "" {
+			break // the root
+		}
+		next := w.children[part]
+		if next == nil {
+			next = newWanted()
+			w.children[part] = next
+		}
+		w = next
+	}
+	if w.pattern < 0 {
+		w.pattern = pattern
+	}
+}
+
+// prefetchNodes finds the paths that exist, in their order, without those that
+// an earlier one covers. An empty file is no use to fetch (nydus
+// builder/src/core/prefetch.rs).
+func prefetchNodes(t *tree.Tree, paths []string) ([]tree.ID, error) {
+	if len(paths) == 0 {
+		return nil, nil
+	}
+	root := newWanted()
+	for i, p := range paths {
+		root.add(p, i)
+	}
+	found := make([]tree.ID, len(paths))
+	const none = ^tree.ID(0)
+	for i := range found {
+		found[i] = none
+	}
+	type folder struct {
+		id   tree.ID
+		want *wanted
+	}
+	if root.pattern >= 0 {
+		found[root.pattern] = tree.Root
+	}
+	for todo := []folder{{tree.Root, root}}; len(todo) > 0; {
+		dir := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		for n, err := range t.Children(dir.id) {
+			if err != nil {
+				return nil, err
+			}
+			want := dir.want.children[n.Name]
+			if want == nil {
+				continue
+			}
+			if want.pattern >= 0 && (n.Type() != tree.TypeFile || n.Size > 0) {
+				found[want.pattern] = n.ID
+			}
+			if n.IsDir() && len(want.children) > 0 {
+				todo = append(todo, folder{n.ID, want})
+			}
 		}
 	}
-	return node
+	return slices.DeleteFunc(found, func(id tree.ID) bool { return id == none }), nil
 }

@@ -136,15 +136,15 @@ func TestBlobDescribesItself(t *testing.T) {
 	b := build(t, small, 2, pack(t, file("a", chunks("abcdefg")+"tail"), file("b", chunks("ab"))))
 	info := b.plan.Blobs()[0]
 	data := b.data[info.ID]
-	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != info.ID || info.Size != int64(len(data)) {
-		t.Errorf("id %s of %d bytes, want the sha256 %x of %d", info.ID, info.Size, got, len(data))
+	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != info.ID || info.Object.Size != int64(len(data)) {
+		t.Errorf("id %s of %d bytes, want the sha256 %x of %d", info.ID, info.Object.Size, got, len(data))
 	}
-	toc, err := v6.DecodeTOC(data[len(data)-int(info.entry.TOCSize) : len(data)-v6.TarHeaderSize])
+	toc, err := v6.DecodeTOC(data[len(data)-int(info.Entry.TOCSize) : len(data)-v6.TarHeaderSize])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := sha256.Sum256(data[len(data)-int(info.entry.TOCSize):]); got != info.entry.TOCDigest {
-		t.Errorf("toc digest %x, want %x", info.entry.TOCDigest, got)
+	if got := sha256.Sum256(data[len(data)-int(info.Entry.TOCSize):]); got != info.Entry.TOCDigest {
+		t.Errorf("toc digest %x, want %x", info.Entry.TOCDigest, got)
 	}
 	byName := map[string]v6.TOCEntry{}
 	for _, e := range toc {
@@ -180,7 +180,7 @@ func TestBlobDescribesItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := info.entry
+	e := info.Entry
 	want := v6.MetaHeader{Features: e.Features, CICompressor: e.CICompressor, Entries: 8, CIOffset: byName[v6.SectionMeta].CompressedOffset,
 		CICompressedSize: byName[v6.SectionMeta].CompressedSize, CIUncompressedSize: 8 * 16}
 	if diff := cmp.Diff(want, h); diff != "" {
@@ -189,25 +189,42 @@ func TestBlobDescribesItself(t *testing.T) {
 	checkMeta(t, info, h, data)
 }
 
+func recordsOf(t testing.TB, info *BlobInfo) (all records) {
+	t.Helper()
+	for r, err := range info.Table.All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
 // checkMeta looks at the form of the chunk information that nodes keep.
 func checkMeta(t *testing.T, info *BlobInfo, h v6.MetaHeader, data []byte) {
 	t.Helper()
-	if got, want := len(info.Meta), v6.BlockSize+v6.MetaHeaderSize; got != want {
-		t.Fatalf("meta of %d bytes, want %d", got, want)
+	var out bytes.Buffer
+	if err := info.WriteMeta(&out); err != nil {
+		t.Fatal(err)
 	}
-	if got, err := v6.DecodeMetaHeader(info.Meta[v6.BlockSize:]); err != nil || got != h {
+	meta := out.Bytes()
+	if got, want := len(meta), v6.BlockSize+v6.MetaHeaderSize; got != want || info.MetaSize() != int64(want) {
+		t.Fatalf("meta of %d bytes, want %d, announced %d", got, want, info.MetaSize())
+	}
+	if got, err := v6.DecodeMetaHeader(meta[v6.BlockSize:]); err != nil || got != h {
 		t.Errorf("meta header: got %+v, %v; want %+v", got, err, h)
 	}
-	for i, r := range info.Records {
-		ci, err := v6.DecodeChunkInfoV1(info.Meta[i*v6.ChunkInfoV1Size:])
+	all := recordsOf(t, info)
+	for i, r := range all {
+		ci, err := v6.DecodeChunkInfoV1(meta[i*v6.ChunkInfoV1Size:])
 		want := v6.ChunkInfo{UncompressedOffset: r.UncompressedOffset, UncompressedSize: r.UncompressedSize,
 			CompressedOffset: r.CompressedOffset, CompressedSize: r.CompressedSize}
 		if err != nil || ci != want {
 			t.Errorf("chunk info %d: got %+v, %v; want %+v", i, ci, err, want)
 		}
 	}
-	digests := data[len(data)-int(info.entry.TOCSize)-v6.TarHeaderSize-32*len(info.Records):]
-	for i, r := range info.Records {
+	digests := data[len(data)-int(info.Entry.TOCSize)-v6.TarHeaderSize-32*len(all):]
+	for i, r := range all {
 		if got := blob.Digest(digests[32*i:][:32]); got != r.Digest {
 			t.Errorf("digest section, chunk %d: got %v, want %v", i, got, r.Digest)
 		}
@@ -246,8 +263,10 @@ func TestSharingAcrossLayers(t *testing.T) {
 				t.Errorf("%d blobs, want %d", got, tc.blobs)
 			}
 			counts := make([]int, len(b.plan.Blobs()))
-			for _, ref := range b.plan.chunks.used {
-				counts[b.plan.chunks.number[ref.Blob]]++
+			for l, used := range b.plan.(*V6).chunks.inUse {
+				for range used.all() {
+					counts[b.plan.(*V6).chunks.number[l]]++
+				}
 			}
 			if got := strings.Trim(fmt.Sprint(counts), "[]"); got != tc.used {
 				t.Errorf("chunk records by blob: %s, want %s", got, tc.used)
@@ -332,8 +351,7 @@ func TestSameBytesWithAnyNumberOfWorkers(t *testing.T) {
 
 func TestFormatsThatCannotBe(t *testing.T) {
 	for _, f := range []Format{
-		{}, {ChunkSize: 2048}, {ChunkSize: 5000}, {ChunkSize: 32 << 20}, {ChunkSize: 4096, Compressor: blob.CompressorGzip},
-		{ChunkSize: 4096, Compressor: 9}, {ChunkSize: 4096, Digester: 2},
+		{}, {ChunkSize: 2048}, {ChunkSize: 5000}, {ChunkSize: 32 << 20}, {ChunkSize: 4096, Compressor: 9}, {ChunkSize: 4096, Digester: 2},
 	} {
 		if err := f.Check(); err == nil {
 			t.Errorf("%+v: got no error", f)
