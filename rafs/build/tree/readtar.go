@@ -53,6 +53,9 @@ type ReadOptions struct {
 	Whiteouts Whiteouts
 	// Memory bounds what sorting the entries takes, in bytes; 2 MiB by default.
 	Memory int
+	// Skip, if not nil, tells of paths, as in Entry.Path, whose entries are passed
+	// over.
+	Skip func(path string) bool
 }
 
 // ReadTar reads a layer from an uncompressed tar stream, which it leaves after
@@ -62,7 +65,7 @@ func ReadTar(ctx context.Context, r io.Reader, files Cutter, o ReadOptions) (*La
 	if err != nil {
 		return nil, err
 	}
-	t := &tarReader{tar: tar.NewReader(r), files: files, builder: b, whiteouts: o.Whiteouts}
+	t := &tarReader{tar: tar.NewReader(r), files: files, builder: b, whiteouts: o.Whiteouts, skip: o.Skip}
 	l, err := t.read(ctx)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -75,7 +78,8 @@ type tarReader struct {
 	files     Cutter
 	builder   *Builder
 	whiteouts Whiteouts
-	last      string // name of the entry before, for errors
+	skip      func(path string) bool // or nil
+	last      string                 // name of the entry before, for errors
 }
 
 func (t *tarReader) read(ctx context.Context) (*Layer, error) {
@@ -111,6 +115,9 @@ func (t *tarReader) entry(hdr *tar.Header) error {
 		return e.refuse("%s", why)
 	}
 	e.Path = strings.Join(parts, "/")
+	if t.skip != nil && t.skip(e.Path) {
+		return nil
+	}
 	if t.whiteouts == WhiteoutOCI {
 		for _, part := range parts {
 			if strings.HasPrefix(part, whiteoutPrefix) {
