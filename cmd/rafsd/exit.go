@@ -15,7 +15,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/artifact"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
@@ -66,7 +66,7 @@ func exitCode(err error) int {
 	case errors.As(err, new(*usageError)):
 		return exitUsage
 	case isAny(err, image.ErrCorrupt, image.ErrUnsupported, image.ErrDigest, blob.ErrDigest, blob.ErrCorrupt, blob.ErrBadID,
-		artifact.ErrNotRAFS, tree.ErrRefused):
+		artifact.ErrNotRAFS, tree.ErrRefused, errFindings):
 		return exitRefused
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted

@@ -20,7 +20,7 @@ import (
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/convert"
 	"github.com/rafsd/rafsd/rafs/image"
 )

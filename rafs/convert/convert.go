@@ -26,8 +26,8 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/artifact"
 	"github.com/rafsd/rafsd/rafs/blob"
-	"github.com/rafsd/rafsd/rafs/build/oldchunk"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 
@@ -247,7 +247,7 @@ func (c *conversion) result(image *rafsImage) (*Result, error) {
 			Entries: l.entries, Bytes: l.bytes, DroppedXattrs: l.droppedXattrs,
 		}
 		if l.info != nil {
-			lr.Blob, lr.BlobSize, lr.Chunks = l.info.ID, l.info.Size, len(l.info.Records)
+			lr.Blob, lr.BlobSize, lr.Chunks = l.info.ID, l.info.Object.Size, int(l.info.Table.Len())
 		}
 		r.Layers = append(r.Layers, lr)
 	}

@@ -20,7 +20,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/artifact"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 )
 
 func TestSecondRunSendsNoBlob(t *testing.T) {

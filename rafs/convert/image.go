@@ -3,7 +3,6 @@ package convert
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,14 +17,15 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 	"github.com/rafsd/rafsd/rafs/check"
 )
 
 // rafsImage is a finished image, not pushed yet but for its blobs.
 type rafsImage struct {
-	plan              *write.Plan
+	tree              *tree.Tree
+	plan              write.Plan
 	blobs             []*content
 	bootstrap, config *content
 	file              *os.File // of the bootstrap layer
@@ -40,6 +40,12 @@ func (i *rafsImage) MediaType() (types.MediaType, error) { return types.OCIManif
 func (i *rafsImage) RawManifest() ([]byte, error) { return i.manifest, nil }
 
 func (i *rafsImage) close() {
+	if i.plan != nil {
+		i.plan.Close()
+	}
+	if i.tree != nil {
+		i.tree.Close()
+	}
 	if i.file != nil {
 		i.file.Close()
 	}
@@ -50,10 +56,7 @@ func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
 	trees, infos := make([]*tree.Layer, len(c.layers)), make([]*write.BlobInfo, len(c.layers))
 	for n, l := range c.layers {
 		trees[n], infos[n] = l.tree, l.info
-	}
-	merged, err := tree.Merge(trees...)
-	if err != nil {
-		return nil, err
+		l.tree = nil // Merge takes it over
 	}
 	i = &rafsImage{}
 	defer func() {
@@ -62,9 +65,16 @@ func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
 			i = nil
 		}
 	}()
-	if i.plan, err = write.New(merged, infos, write.Options{Format: c.opts.format(), Prefetch: c.opts.Prefetch}); err != nil {
+	if i.tree, err = tree.Merge(ctx, c.opts.WorkDir, trees...); err != nil {
 		return i, err
 	}
+	plan, err := write.New(i.tree, infos, write.Options{
+		Format: c.opts.format(), Prefetch: c.opts.Prefetch, TempDir: c.opts.WorkDir,
+	})
+	if err != nil {
+		return i, err
+	}
+	i.plan = plan
 	for _, info := range i.plan.Blobs() {
 		for _, l := range c.layers {
 			if l.info == info {
@@ -83,7 +93,7 @@ func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
 
 func (l *layer) content() *content {
 	return &content{
-		data: l.file, size: l.info.Size, mediaType: artifact.MediaTypeBlob,
+		data: l.file, size: l.info.Object.Size, mediaType: artifact.MediaTypeBlob,
 		digest: v1.Hash{Algorithm: "sha256", Hex: l.info.ID},
 	}
 }
@@ -105,7 +115,7 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 		return err
 	}
 	stored, diff := sha256.New(), sha256.New()
-	out := bufio.NewWriterSize(io.MultiWriter(i.file, stored), 1<<20)
+	out := bufio.NewWriterSize(io.MultiWriter(i.file, stored), 128<<10)
 	packer := gzip.NewWriter(out)
 	if err := packBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan); err != nil {
 		return err
@@ -138,26 +148,29 @@ func (c *conversion) bootstrapProgress(b *content) func(int) {
 
 // packBootstrap writes the tar of a bootstrap layer: the bootstrap, and beside
 // it the chunk information of each blob, which spares nodes a request a blob.
-func packBootstrap(w io.Writer, bootstrap io.Reader, plan *write.Plan) error {
+func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan) error {
 	out := tar.NewWriter(w)
-	file := func(name string, size int64, r io.Reader) error {
+	file := func(name string, size int64, body func(io.Writer) error) error {
 		hdr := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444, Format: tar.FormatGNU}
 		if err := out.WriteHeader(hdr); err != nil {
 			return err
 		}
-		_, err := io.Copy(out, r)
-		return err
+		return body(out)
 	}
 	dir := &tar.Header{Typeflag: tar.TypeDir, Name: artifact.BootstrapDir + "/", Mode: 0o755, Format: tar.FormatGNU}
 	if err := out.WriteHeader(dir); err != nil {
 		return err
 	}
-	if err := file(artifact.BootstrapFile, plan.Size(), bootstrap); err != nil {
+	err := file(artifact.BootstrapFile, plan.Size(), func(w io.Writer) error {
+		_, err := io.Copy(w, bootstrap)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, b := range plan.Blobs() {
 		name := artifact.BootstrapDir + "/" + b.ID + artifact.MetaSuffix
-		if err := file(name, int64(len(b.Meta)), bytes.NewReader(b.Meta)); err != nil {
+		if err := file(name, b.MetaSize(), b.WriteMeta); err != nil {
 			return err
 		}
 	}

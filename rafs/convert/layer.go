@@ -11,25 +11,37 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/rafsd/rafsd/rafs/build/oldchunk"
-	"github.com/rafsd/rafsd/rafs/build/oldtree"
+	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 
 // layer is a source layer that was converted.
 type layer struct {
-	tree *tree.Layer
-	info *write.BlobInfo // nil if the layer has no data
-	file *os.File        // the blob; nil likewise
+	tree  *tree.Layer     // until the layers are merged
+	table *chunk.Table    // of the blob; nil if the layer has no data
+	info  *write.BlobInfo // nil likewise
+	file  *os.File        // the blob; nil likewise
 
 	entries, droppedXattrs int
 	bytes                  int64
 }
 
 func (l *layer) close() {
+	if l.tree != nil {
+		l.tree.Close()
+	}
+	l.closeBlob()
+}
+
+func (l *layer) closeBlob() {
+	if l.table != nil {
+		l.table.Close()
+	}
 	if l.file != nil {
 		l.file.Close()
 	}
+	l.table, l.file = nil, nil
 }
 
 // attempts is how often a layer is read when its transport breaks off.
@@ -49,7 +61,7 @@ func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 	}
 	size := int64(0)
 	if l.info != nil {
-		size = l.info.Size
+		size = l.info.Object.Size
 		b := l.content()
 		b.progress = c.progress(i, StagePush, size)
 		if err := c.target.blob(ctx, b); err != nil {
@@ -159,16 +171,25 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 			l = nil
 		}
 	}()
-	out := bufio.NewWriterSize(file, 1<<20)
-	blob := write.NewBlob(out, c.opts.format())
-	cutter := chunk.NewCutter(ctx, c.pool, blob, chunk.Options{
-		Blob: uint32(i), Compressor: *c.opts.Format.Compressor, Digester: c.opts.Format.Digester,
+	out := bufio.NewWriterSize(file, 128<<10)
+	format := c.opts.format()
+	blob, err := write.NewBlob(out, write.BlobOptions{Format: format, TOC: true})
+	if err != nil {
+		return l, err
+	}
+	cutter, err := chunk.NewCutter(ctx, c.pool, blob, chunk.Options{
+		Blob: uint32(i), Compressor: format.Compressor, Digester: format.Digester, TempDir: c.opts.WorkDir,
 	})
+	if err != nil {
+		return l, err
+	}
 	buffered := bufio.NewReaderSize(tar, 128<<10)
-	l.tree, err = tree.ReadLayer(ctx, buffered, cutter, c.opts.Limits)
-	records, closeErr := cutter.Close()
-	if !errors.Is(err, closeErr) { // a failed write has often reached the reader
-		err = errors.Join(err, closeErr)
+	var readErr, closeErr error
+	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: c.opts.Limits, TempDir: c.opts.WorkDir})
+	l.table, _, closeErr = cutter.Close()
+	err = readErr
+	if !errors.Is(readErr, closeErr) { // a failed write has often reached the reader
+		err = errors.Join(readErr, closeErr)
 	}
 	if err != nil {
 		return l, err
@@ -177,12 +198,11 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 		return l, err
 	}
 	l.entries, l.bytes, l.droppedXattrs = l.tree.Entries, l.tree.Bytes, l.tree.DroppedXattrs
-	if len(records) == 0 {
-		l.close()
-		l.file = nil
+	if l.table.Len() == 0 {
+		l.closeBlob()
 		return l, nil
 	}
-	if l.info, err = blob.Finish(records); err != nil {
+	if l.info, err = blob.Finish(write.Contents{Table: l.table}); err != nil {
 		return l, err
 	}
 	return l, out.Flush()
