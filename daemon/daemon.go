@@ -58,8 +58,8 @@ func Run(ctx context.Context, o Options) error {
 // parts is everything between the image and the server, in the order in which it
 // was opened.
 type parts struct {
-	image  *image.Image
 	source *source
+	image  *image.Image
 	cache  *cache.Cache
 	engine *fetch.Engine
 	fs     *rafsfs.FS
@@ -74,10 +74,11 @@ func open(ctx context.Context, o *Options) (_ *parts, err error) {
 			d.close()
 		}
 	}()
-	if d.image, err = openImage(ctx, o); err != nil {
+	if d.source, err = openSource(o.Config); err != nil {
 		return nil, err
 	}
-	if d.source, err = openSource(o.Config); err != nil {
+	var metaDir string
+	if d.image, metaDir, err = openImage(ctx, o, d.source); err != nil {
 		return nil, err
 	}
 	d.cache = openCache(o)
@@ -86,6 +87,7 @@ func open(ctx context.Context, o *Options) (_ *parts, err error) {
 		Catalog:     d.image,
 		Backend:     d.source,
 		Cache:       d.cache,
+		MetaDir:     metaDir,
 		MemoryLimit: o.Config.Rafsd.MemoryLimit,
 		Connections: o.Config.Rafsd.Connections,
 		Amplify:     amplify(o.Config.RAFS.BatchSize),
@@ -117,11 +119,11 @@ func (d *parts) close() {
 	if d.cache != nil {
 		_ = d.cache.Close()
 	}
-	if d.source != nil {
-		_ = d.source.Close()
-	}
 	if d.image != nil {
 		_ = d.image.Close()
+	}
+	if d.source != nil {
+		_ = d.source.Close()
 	}
 }
 

@@ -7,35 +7,86 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/rafsd/rafsd/daemon/config"
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
-// openImage opens the bootstrap that the options name, or fetches the one that the
-// reference means.
-func openImage(ctx context.Context, o *Options) (*image.Image, error) {
+// openImage opens the bootstrap that the options name, be it a file of its own,
+// inside a blob that is a file, or inside a blob of the source; or it fetches the
+// one that the reference means. metaDir is where chunk information of its blobs
+// may lie.
+func openImage(ctx context.Context, o *Options, from backend.Backend) (im *image.Image, metaDir string, err error) {
+	if id, ok := blobName(o.Bootstrap); ok {
+		im, err = openBlob(ctx, from, id)
+		return im, "", err
+	}
 	if o.Reference == "" {
-		return image.Open(o.Bootstrap, image.Options{})
+		im, err = image.Open(o.Bootstrap, image.Options{})
+		return im, filepath.Dir(o.Bootstrap), err
 	}
 	dir, done, err := bootstrapDir(o)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer done()
 	opts, err := pullOptions(&o.Config.Backend.Registry)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	a, err := artifact.Pull(ctx, o.Reference, opts, dir)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", o.Reference, err)
+		return nil, "", fmt.Errorf("image %s: %w", o.Reference, err)
 	}
 	o.Log.Info("image found", "image", o.Reference, "digest", a.Digest.String(), "blobs", len(a.BlobIDs))
-	return image.Open(a.BootstrapPath, image.Options{SHA256: &a.BootstrapSHA256})
+	im, err = image.Open(a.BootstrapPath, image.Options{SHA256: &a.BootstrapSHA256})
+	return im, dir, err
+}
+
+// blobName tells a blob of the source, sha256:ID, from the path of a file.
+func blobName(bootstrap string) (id string, ok bool) {
+	id, ok = strings.CutPrefix(bootstrap, "sha256:")
+	return id, ok && len(id) == 64 && blob.CheckID(id) == nil
+}
+
+// openBlob opens the image whose bootstrap lies inside a blob of the source. Of
+// the blob only that is read.
+func openBlob(ctx context.Context, from backend.Backend, id string) (*image.Image, error) {
+	r, err := from.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	size, err := r.Size(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", id, err)
+	}
+	im, err := image.OpenAt(readerAt{ctx, r}, size, image.Options{InlineBlobID: id})
+	if err != nil {
+		return nil, fmt.Errorf("bootstrap in blob %s: %w", id, err)
+	}
+	return im, nil
+}
+
+// readerAt reads a blob in places as image.OpenAt does: within its size.
+type readerAt struct {
+	ctx context.Context
+	r   backend.Reader
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := r.r.ReadRange(r.ctx, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // bootstrapDir is where fetched bootstraps are kept: in the cache folder, or for as

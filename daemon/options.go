@@ -19,8 +19,9 @@ type Options struct {
 
 	// Config has been checked ([config.Parse]); flags are merged into it.
 	Config *config.Config
-	// Bootstrap is the path of an image's metadata file; the blobs come from
-	// Config.Backend.
+	// Bootstrap is the path of an image's metadata file, or of a blob with it
+	// inside; or sha256:ID, such a blob of Config.Backend. The blobs come from
+	// there. Beside the file may lie chunk information of blobs, ID.blob.meta.
 	Bootstrap string
 	// Reference names an image in a registry, as HOST/REPO:TAG or @DIGEST. Its
 	// manifest and bootstrap are fetched and verified; Config.Backend already

@@ -49,7 +49,7 @@ func (s *serveFlags) registerGlobal(fs *pflag.FlagSet) {
 func (s *serveFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&s.sock, "sock", "", "vhost-user socket to listen on")
 	fs.IntVar(&s.fd, "fd", -1, "use this descriptor, a listening unix socket, instead of --sock")
-	fs.StringVarP(&s.bootstrap, "bootstrap", "B", "", "metadata of the image, a file")
+	fs.StringVarP(&s.bootstrap, "bootstrap", "B", "", "metadata of the image: a file, or a blob that has it inside, by its file or as sha256:ID")
 	fs.StringVarP(&s.localfsDir, "localfs-dir", "D", "", "folder with the image's blobs; also of the cache, unless --cache-dir says otherwise")
 	fs.StringVar(&s.cacheDir, "cache-dir", "", "folder of the chunk cache; without one chunks are kept in memory")
 	fs.StringVar(&s.prefetchFiles, "prefetch-files", "", "file with paths in the image, one a line, to fetch ahead; - is stdin")

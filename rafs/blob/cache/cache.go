@@ -251,6 +251,21 @@ func (b *Blob) Fill(c *blob.Chunk, data []byte) error {
 	return err
 }
 
+// FillGap stores bytes at an offset of the data file that belong to no chunk. Nobody
+// is told of them, so they need not be verified.
+func (b *Blob) FillGap(p []byte, off int64) error {
+	if b.readOnly {
+		return ErrReadOnly
+	}
+	if off < 0 || off > b.header.dataSize || int64(len(p)) > b.header.dataSize-off {
+		return fmt.Errorf("%d bytes at %d of %d: do not fit", len(p), off, b.header.dataSize)
+	}
+	if err := b.checkData(); err != nil {
+		return err
+	}
+	return writeFull(b.data, p, off)
+}
+
 // Drop marks a chunk absent: its bytes were found to be wrong.
 func (b *Blob) Drop(c *blob.Chunk) error {
 	if b.readOnly {

@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/cache"
 )
 
 // tarball is what stands in for the digests of a blob that is a plain tar file
@@ -98,28 +99,60 @@ func (e *Engine) sealOnce(s *store) error {
 // tarPiece is how much of a tar file is read at once.
 const tarPiece = 4 << 20
 
+// readTar digests a tar file: out of the cache, if that has all of it, else out
+// of the blob. What lies between chunks is put into the cache on the way, so that
+// the next process finds all of it there; until then nothing of it is believed,
+// nor is it ever served.
 func (e *Engine) readTar(s *store) (*tarDigests, error) {
 	want, err := hex.DecodeString(s.info.ID)
 	if err != nil || len(want) != sha256.Size {
 		return nil, fmt.Errorf("tar file %q: %w: its id is no SHA-256", s.info.ID, ErrNoDigest)
 	}
-	c := e.tarChunks(s)
+	c, err := e.tarChunks(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.cache != nil && c.present(s.cache) {
+		got, err := e.digestTar(s, c, func(p []byte, off uint64) error {
+			_, err := s.cache.Preadv([][]byte{p}, int64(off))
+			return err
+		})
+		if err == nil && string(got) == string(want) {
+			return c.sorted(), nil
+		}
+		c.rewind()
+	}
+	if s.fills() {
+		c.gap = func(p []byte, off uint64) bool { return s.cache.FillGap(p, int64(off)) == nil }
+	}
+	got, err := e.digestTar(s, c, func(p []byte, off uint64) error { return e.readPiece(e.ctx, s.source, p, off) })
+	if err != nil {
+		return nil, err
+	}
+	if string(got) != string(want) {
+		return nil, fmt.Errorf("%w: tar file of %d bytes has sha256 %x, want %x", blob.ErrDigest, s.info.CompressedSize, got, want)
+	}
+	return c.sorted(), nil
+}
+
+// digestTar digests a tar file and its chunks.
+func (e *Engine) digestTar(s *store, c *tarCut, read func(p []byte, off uint64) error) (sum []byte, err error) {
 	whole, size := sha256.New(), s.info.CompressedSize
 	buf := e.bufs.get(int(min(size, tarPiece)))
 	defer e.bufs.put(buf)
 	for at := uint64(0); at < size; {
+		if err := e.ctx.Err(); err != nil {
+			return nil, context.Cause(e.ctx)
+		}
 		piece := buf[:min(uint64(len(buf)), size-at)]
-		if err := e.readPiece(e.ctx, s.source, piece, at); err != nil {
+		if err := read(piece, at); err != nil {
 			return nil, err
 		}
 		whole.Write(piece)
 		c.take(at, piece)
 		at += uint64(len(piece))
 	}
-	if got := whole.Sum(nil); string(got) != string(want) {
-		return nil, fmt.Errorf("%w: tar file of %d bytes has sha256 %x, want %x", blob.ErrDigest, size, got, want)
-	}
-	return c.sorted(), nil
+	return whole.Sum(nil), nil
 }
 
 // readPiece reads a part of an object that is no chunk, as demand does.
@@ -145,9 +178,11 @@ type reader interface {
 // tarCut digests the chunks of a tar file that goes by.
 type tarCut struct {
 	digester blob.Digester
-	chunks   []tarChunk // by offset
+	chunks   []tarChunk // by offset, one behind the other
 	next     int
 	part     hash.Hash // of chunks[next], if it has begun
+	// gap takes what lies between chunks until it returns false; nil: nobody does.
+	gap func(p []byte, off uint64) bool
 }
 
 type tarChunk struct {
@@ -156,7 +191,7 @@ type tarChunk struct {
 	digest     blob.Digest
 }
 
-func (e *Engine) tarChunks(s *store) *tarCut {
+func (e *Engine) tarChunks(s *store) (*tarCut, error) {
 	c := &tarCut{digester: s.info.Digester}
 	for i := range s.info.ChunkCount {
 		if k, ok := e.opts.Catalog.Chunk(s.info.Index, i); ok {
@@ -164,30 +199,68 @@ func (e *Engine) tarChunks(s *store) *tarCut {
 		}
 	}
 	slices.SortFunc(c.chunks, func(a, b tarChunk) int { return cmp.Compare(a.start, b.start) })
-	return c
+	end := uint64(0)
+	for _, k := range c.chunks {
+		if k.start < end || k.end > s.info.CompressedSize {
+			return nil, fmt.Errorf("%w: chunk %d at %#x to %#x, another ends at %#x, the tar file at %#x", blob.ErrCorrupt, k.index, k.start, k.end, end, s.info.CompressedSize)
+		}
+		end = k.end
+	}
+	return c, nil
 }
 
-// take digests what a piece of the file at an offset has of chunks, which follow
-// each other.
+// present tells whether a cache claims to have all chunks.
+func (c *tarCut) present(in *cache.Blob) bool {
+	have := presence{cache: in}
+	for _, k := range c.chunks {
+		if !have.has(k.index) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *tarCut) rewind() { c.next, c.part = 0, nil }
+
+// take digests what a piece of the file at an offset has of chunks.
 func (c *tarCut) take(at uint64, piece []byte) {
 	stop := at + uint64(len(piece))
-	for c.next < len(c.chunks) && c.chunks[c.next].start < stop {
-		k := &c.chunks[c.next]
-		part := piece[max(k.start, at)-at : max(min(k.end, stop), at)-at]
-		if k.start >= at && k.end <= stop {
-			k.digest = c.digester.Sum(part)
-		} else {
-			if c.part == nil {
-				c.part = newHash(c.digester)
-			}
-			c.part.Write(part)
-			if k.end > stop {
-				return
-			}
-			c.part.Sum(k.digest[:0])
-			c.part = nil
+	for pos := at; pos < stop; {
+		if c.next == len(c.chunks) || c.chunks[c.next].start >= stop {
+			c.between(piece[pos-at:], pos)
+			return
 		}
-		c.next++
+		k := &c.chunks[c.next]
+		if k.start > pos {
+			c.between(piece[pos-at:k.start-at], pos)
+			pos = k.start
+		}
+		end := min(k.end, stop)
+		c.digest(k, piece[pos-at:end-at])
+		if end < k.end {
+			return
+		}
+		c.next, c.part = c.next+1, nil
+		pos = end
+	}
+}
+
+// digest takes a part of a chunk, or all of it.
+func (c *tarCut) digest(k *tarChunk, p []byte) {
+	switch {
+	case c.part == nil && uint64(len(p)) == k.end-k.start:
+		k.digest = c.digester.Sum(p)
+		return
+	case c.part == nil:
+		c.part = newHash(c.digester)
+	}
+	c.part.Write(p)
+	c.part.Sum(k.digest[:0])
+}
+
+func (c *tarCut) between(p []byte, off uint64) {
+	if c.gap != nil && !c.gap(p, off) {
+		c.gap = nil
 	}
 }
 
