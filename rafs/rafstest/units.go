@@ -76,6 +76,9 @@ func (dirs Blobs) batch(info *blob.Info, off uint64, b []byte) ([]byte, error) {
 	if ctx.CompressedSize == ctx.UncompressedSize {
 		return raw, nil
 	}
+	if info.Cipher != blob.CipherNone && ctx.UncompressedSize < xts.IVSize {
+		return raw[:ctx.UncompressedSize], nil // too short to shrink, and padded
+	}
 	return decode(info.Compressor, raw, int(ctx.UncompressedSize))
 }
 

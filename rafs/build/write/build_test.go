@@ -191,7 +191,7 @@ func uncompressed(t testing.TB, info *BlobInfo, data []byte) []byte {
 			if units[r.Unit] == nil {
 				b := info.Contexts.(BatchContexts)[r.Unit]
 				units[r.Unit] = make([]byte, b.UncompressedSize)
-				decode(t, info, units[r.Unit], data[r.CompressedOffset:][:b.CompressedSize], r.Flags&layout.ChunkCompressed != 0)
+				decode(t, info, units[r.Unit], data[r.CompressedOffset:][:b.CompressedSize], b.CompressedSize != b.UncompressedSize)
 			}
 			copy(dst, units[r.Unit][r.UnitOffset:])
 		}
@@ -210,7 +210,7 @@ func decode(t testing.TB, info *BlobInfo, dst, src []byte, compressed bool) {
 			t.Fatal(err)
 		}
 	}
-	if !compressed {
+	if !compressed || info.Entry.Cipher != 0 && len(dst) < xts.IVSize {
 		copy(dst, src) // which may be padded
 		return
 	}
