@@ -154,6 +154,7 @@ type checker struct {
 	claims *claims
 	err    error // of reading blobs
 	inside bool  // the bootstrap was found in a blob
+	whole  Blob  // that blob
 	// xattrs is how many bytes of xattrs may still be read: they are looked at before
 	// it is known that they belong to one inode only.
 	xattrs uint64
@@ -187,6 +188,7 @@ func (c *checker) inlined() bool {
 	if err != nil || c.inside {
 		return false
 	}
+	c.whole = &readerBlob{c.src.r, int64(c.src.size)}
 	c.src, c.inside = newSource(bytes.NewReader(data), int64(len(data))), true
 	c.xattrs = c.src.size
 	c.run()

@@ -1,0 +1,116 @@
+package check
+
+import (
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/codec"
+	"github.com/rafsd/rafsd/rafs/blob/codec/unit"
+	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
+	"github.com/rafsd/rafsd/rafs/layout"
+)
+
+// chunkData decodes the chunks of one blob and compares their digests.
+type chunkData struct {
+	o          *object
+	compressor blob.Compressor
+	digester   blob.Digester
+	key        *xts.Key
+	units      *unit.Table
+	last       unit.Unit
+	lastOut    []byte // what last decodes to; nil: nothing yet
+
+	in, out []byte
+}
+
+func newChunkData(o *object, c blob.Compressor, d blob.Digester) *chunkData {
+	return &chunkData{o: o, compressor: c, digester: d}
+}
+
+// room makes p n bytes long.
+func room(p []byte, n int) []byte {
+	if cap(p) < n {
+		return make([]byte, n)
+	}
+	return p[:n]
+}
+
+// check decodes a chunk. place is where it is in a unit, nil for one that has its
+// own place.
+func (d *chunkData) check(r *layout.ChunkRecord, place *unit.Place) {
+	if d.o.c.done() || r.UncompressedSize > blob.MaxChunkSize || r.CompressedSize > maxCompressedChunkSize || !d.digester.Valid() {
+		return // said already
+	}
+	off := r.CompressedOffset
+	var plain []byte
+	var ok bool
+	if place != nil {
+		off = place.Unit.Offset
+		plain, ok = d.shared(place, r)
+	} else {
+		plain, ok = d.own(r)
+	}
+	if !ok {
+		return
+	}
+	if sum := d.digester.Sum(plain); sum != blob.Digest(r.Digest) {
+		d.o.c.fail(off, d.o, "chunk %d has digest %s, the bootstrap says %s", r.Index, sum, blob.Digest(r.Digest))
+	}
+}
+
+func (d *chunkData) own(r *layout.ChunkRecord) ([]byte, bool) {
+	d.in = room(d.in, int(r.CompressedSize))
+	if !d.o.bytes(d.in, r.CompressedOffset) {
+		return nil, false
+	}
+	src, ok := d.decrypt(d.in, r.CompressedOffset)
+	if !ok {
+		return nil, false
+	}
+	if r.Flags&layout.ChunkCompressed == 0 {
+		if len(src) != int(r.UncompressedSize) {
+			d.o.c.fail(r.CompressedOffset, d.o, "chunk %d has %d bytes, the bootstrap says %d", r.Index, len(src), r.UncompressedSize)
+			return nil, false
+		}
+		return src, true
+	}
+	d.out = room(d.out, int(r.UncompressedSize))
+	if err := codec.Decode(d.compressor, d.out, src); err != nil {
+		d.o.c.fail(r.CompressedOffset, d.o, "chunk %d: %v", r.Index, err)
+		return nil, false
+	}
+	return d.out, true
+}
+
+func (d *chunkData) decrypt(src []byte, off uint64) ([]byte, bool) {
+	if d.key == nil {
+		return src, true
+	}
+	out, err := d.key.Decrypt(src[:0], src)
+	if err != nil {
+		d.o.c.fail(off, d.o, "%v", err)
+		return nil, false
+	}
+	return xts.Trim(out), true
+}
+
+// shared cuts a chunk out of its unit. Chunks of a unit follow each other, so that
+// each is decoded once.
+func (d *chunkData) shared(p *unit.Place, r *layout.ChunkRecord) ([]byte, bool) {
+	if d.lastOut == nil || d.last != p.Unit {
+		d.last, d.lastOut = p.Unit, nil
+		d.in = room(d.in, int(p.Unit.Size))
+		if !d.o.bytes(d.in, p.Unit.Offset) {
+			return nil, false
+		}
+		src, ok := d.decrypt(d.in, p.Unit.Offset)
+		if !ok {
+			return nil, false
+		}
+		d.out = room(d.out, int(p.Unit.OutSize))
+		if err := d.units.Decode(&p.Unit, d.out, src); err != nil {
+			d.o.c.fail(p.Unit.Offset, d.o, "unit %d: %v", p.Unit.Number, err)
+			return nil, false
+		}
+		d.lastOut = d.out
+	}
+	return d.lastOut[p.Offset:][:r.UncompressedSize], true
+}
