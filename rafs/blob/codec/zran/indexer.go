@@ -193,7 +193,7 @@ func (x *Indexer) Begin(size uint32) error {
 	if err := x.skipEnds(); err != nil {
 		return err
 	}
-	x.chunkIn, x.chunkOut = x.z.in.bytePos(), x.base+uint64(x.rd)
+	x.chunkIn, x.chunkOut = x.z.in.bytePos(), x.Offset()
 	c := &x.current
 	in, out := uint64(x.chunkIn)-c.InOffset, x.chunkOut-c.OutOffset
 	first := x.block.in == int64(c.InOffset) // block of the context
@@ -243,7 +243,7 @@ var errSpan = errors.New("a deflate block is too long to be read from its middle
 // End announces that the chunk which was begun has been read.
 func (x *Indexer) End() (Place, error) {
 	c := &x.current
-	end, out := x.z.in.bytePos(), x.base+uint64(x.rd)
+	end, out := x.z.in.bytePos(), x.Offset()
 	in := end
 	// zlib, unlike us, goes on where the end of the member lies in the last byte,
 	// and then wants the next header and a byte behind it.
@@ -264,8 +264,8 @@ func (x *Indexer) End() (Place, error) {
 	}, nil
 }
 
-// Contexts is the number of contexts so far.
-func (x *Indexer) Contexts() uint32 { return x.count }
+// Offset is that of the next byte that Read returns, in the inflated stream.
+func (x *Indexer) Offset() uint64 { return x.base + uint64(x.rd) }
 
 // Finish emits the last context.
 func (x *Indexer) Finish() error {

@@ -93,3 +93,38 @@ func (z *inflater) decode(o *output) error {
 	}
 	return nil
 }
+
+// DecodeMember inflates the start of the gzip member at the start of src into dst,
+// which it has to fill. What the member has beyond that, and what follows it, is
+// nobody's business: an eStargz has tar headers there (nydus
+// storage/src/cache/mod.rs, legacy stargz). Errors and memory are as for Decode.
+func DecodeMember(dst, src []byte) error {
+	if len(dst) > MaxSpan || len(src) > 2*MaxSpan {
+		return fmt.Errorf("%w: gzip member of %d bytes from %d, limits %d and %d", blob.ErrCorrupt, len(dst), len(src), MaxSpan, 2*MaxSpan)
+	}
+	z := inflaters.Get().(*inflater)
+	defer inflaters.Put(z)
+	z.in.reset(nil, src)
+	err := z.decodeMember(&output{buf: dst})
+	z.in = input{}
+	if err != nil {
+		return fmt.Errorf("%w: gzip member of %d bytes from %d: %v", blob.ErrCorrupt, len(dst), len(src), err)
+	}
+	return nil
+}
+
+func (z *inflater) decodeMember(o *output) error {
+	if err := z.readHeader(); err != nil {
+		return err
+	}
+	for o.w < len(o.buf) {
+		ev, err := z.run(o, len(o.buf))
+		if err != nil {
+			return err
+		}
+		if ev == eventEnd && o.w < len(o.buf) {
+			return fmt.Errorf("it has %d bytes", o.w)
+		}
+	}
+	return nil
+}

@@ -288,6 +288,31 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+func TestDecodeMember(t *testing.T) {
+	text := []byte(strings.Repeat("some text that is long enough. ", 1000))
+	src := append(member(t, 6, &gzip.Header{Name: "name"}, text), "what follows"...)
+	for _, size := range []int{0, 1, 1000, len(text)} {
+		dst := make([]byte, size)
+		if err := DecodeMember(dst, src); err != nil || !bytes.Equal(dst, text[:size]) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	for name, c := range map[string]struct {
+		size int
+		src  []byte
+	}{
+		"beyond the member": {len(text) + 1, src},
+		"beyond the limit":  {MaxSpan + 1, src},
+		"no member":         {5, text},
+		"half a member":     {len(text), src[:60]},
+		"nothing":           {1, nil},
+	} {
+		if err := DecodeMember(make([]byte, c.size), c.src); !errors.Is(err, blob.ErrCorrupt) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 // BenchmarkDecode has another implementation, which goes from the start only,
 // beside ours.
 func BenchmarkDecode(b *testing.B) {
