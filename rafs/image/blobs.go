@@ -32,8 +32,6 @@ func checkBlob(off uint64, b *blob.Info, inlineID string) error {
 		return corrupt(off, "blob %d: %v", b.Index, err)
 	}
 	switch {
-	case b.Compressor == blob.CompressorGzip && f&layout.FeatureZran == 0:
-		return unsupported(off, "blob %d is compressed with %s", b.Index, b.Compressor)
 	case !b.Compressor.Valid():
 		return unsupported(off, "blob %d has %s", b.Index, b.Compressor)
 	case !b.Digester.Valid():

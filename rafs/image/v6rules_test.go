@@ -207,7 +207,6 @@ func TestV6Blobs(t *testing.T) {
 		{"chunk size", func(b *boot) { b.u32(b.blobTable()+68, 4096) }, image.ErrCorrupt, "chunk size 0x1000"},
 		{"too many chunks", func(b *boot) { b.u32(b.blobTable()+72, 1<<24+1) }, image.ErrCorrupt, "16777217 chunks"},
 		{"too few chunks", func(b *boot) { b.u32(b.blobTable()+72, 1) }, image.ErrCorrupt, "blob 0 has 1 chunks"},
-		{"gzip", func(b *boot) { b.u32(b.blobTable()+76, 2) }, image.ErrUnsupported, "gzip"},
 		{"compressor", func(b *boot) { b.u32(b.blobTable()+76, 4) }, image.ErrUnsupported, "compressor(4)"},
 		{"no compressor", func(b *boot) { b.u32(b.blobTable()+76, 0) }, image.ErrCorrupt, "names no compressor"},
 		{"digester", func(b *boot) { b.u32(b.blobTable()+80, 2) }, image.ErrUnsupported, "digester(2)"},

@@ -8,10 +8,13 @@
 package codec
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 
@@ -24,7 +27,9 @@ const maxWindow = blob.MaxChunkSize
 
 // Decode decompresses src, one chunk, into dst. It succeeds only if src decodes
 // to exactly len(dst) bytes; otherwise the error wraps blob.ErrCorrupt and dst
-// holds nothing of use. dst must be private memory: decoders read back what they
+// holds nothing of use. Gzip is found in layers that others made, where nobody
+// says how long a stream is: it may have more bytes, and others may follow it
+// (nydus utils/src/compress/mod.rs). dst must be private memory: decoders read back what they
 // wrote there. src and dst must not overlap.
 func Decode(c blob.Compressor, dst, src []byte) error {
 	if len(dst) > blob.MaxChunkSize || len(src) > blob.MaxChunkSize {
@@ -56,6 +61,8 @@ func decoderOf(c blob.Compressor) decoder {
 		return func(dst, src []byte) (int, error) { return lz4.UncompressBlock(src, dst) }
 	case blob.CompressorZstd:
 		return decodeZstd
+	case blob.CompressorGzip:
+		return decodeGzip
 	default:
 		return func([]byte, []byte) (int, error) { return 0, errors.ErrUnsupported }
 	}
@@ -98,6 +105,21 @@ func decodeZstd(dst, src []byte) (int, error) {
 		copy(dst, out)
 	}
 	return len(out), nil
+}
+
+// inflaters holds idle gzip readers.
+var inflaters = sync.Pool{New: func() any { return new(gzip.Reader) }}
+
+// decodeGzip fills dst from the first member in src.
+func decodeGzip(dst, src []byte) (int, error) {
+	z := inflaters.Get().(*gzip.Reader)
+	if err := z.Reset(bytes.NewReader(src)); err != nil {
+		return 0, err
+	}
+	z.Multistream(false)
+	n, err := io.ReadFull(z, dst)
+	inflaters.Put(z) // not after a panic
+	return n, err
 }
 
 // encoders holds idle zstd encoders at nydus' default level, 3.

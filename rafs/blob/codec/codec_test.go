@@ -2,6 +2,7 @@ package codec_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"math/rand/v2"
 	"testing"
@@ -134,10 +135,10 @@ func TestDecodeRefusesLargeWindow(t *testing.T) {
 }
 
 func TestUnsupportedAndTooLarge(t *testing.T) {
+	if err := codec.Decode(99, make([]byte, 1), []byte{1}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("decode %v: %v, want ErrUnsupported", blob.Compressor(99), err)
+	}
 	for _, c := range []blob.Compressor{blob.CompressorGzip, 99} {
-		if err := codec.Decode(c, make([]byte, 1), []byte{1}); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("decode %v: %v, want ErrUnsupported", c, err)
-		}
 		if _, _, err := codec.Encode(c, nil, []byte{1}); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("encode %v: %v, want ErrUnsupported", c, err)
 		}
@@ -151,7 +152,44 @@ func TestUnsupportedAndTooLarge(t *testing.T) {
 	}
 }
 
+// gz is a gzip stream of one member.
+func gz(t testing.TB, p []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestGzip(t *testing.T) {
+	src := sample(10_000, 12)
+	enc := gz(t, src)
+	for name, in := range map[string][]byte{
+		"exact": enc, "another member behind": append(bytes.Clone(enc), gz(t, src)...), "zeros behind": append(bytes.Clone(enc), 0, 0, 0),
+		"longer": gz(t, append(bytes.Clone(src), "more"...)),
+	} {
+		got := make([]byte, len(src))
+		if err := codec.Decode(blob.CompressorGzip, got, in); err != nil || !bytes.Equal(got, src) {
+			t.Errorf("%s: %v, %d bytes", name, err, len(got))
+		}
+	}
+	for name, in := range map[string][]byte{
+		"nothing": nil, "no gzip": src, "shorter": gz(t, src[:9_999]), "cut": enc[:len(enc)/2], "damaged": append(bytes.Clone(enc[:12]), 0xff, 0xff, 0xff),
+		"the rest in another member": append(gz(t, src[:5000]), gz(t, src[5000:])...),
+	} {
+		if err := codec.Decode(blob.CompressorGzip, make([]byte, len(src)), in); !errors.Is(err, blob.ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", name, err)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
+	f.Add(uint32(blob.CompressorGzip), uint32(3000), gz(f, sample(3000, 1)))
 	for _, c := range compressors {
 		enc, _, err := codec.Encode(c, nil, sample(3000, 1))
 		if err != nil {
