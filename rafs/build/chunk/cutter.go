@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 
 	"github.com/rafsd/rafsd/rafs/blob"
-	"github.com/rafsd/rafsd/rafs/blob/codec"
 	"github.com/rafsd/rafsd/rafs/layout"
 )
 
@@ -24,9 +23,10 @@ type Cutter struct {
 	seen   *slots // of the table
 	table  *Table
 	offset uint64 // uncompressed, of the next chunk
-	batch  *slot  // small chunks that wait for more, or nil
+	open   *slot  // small chunks that wait for more, or nil
 	units  uint32 // batches so far
 
+	work   chan *slot // to encode
 	queue  chan *slot // to write, in order
 	failed atomic.Pointer[error]
 	close  sync.Once
@@ -45,6 +45,7 @@ func NewCutter(ctx context.Context, pool *Pool, out io.Writer, opts Options) (*C
 	c := &Cutter{
 		ctx: ctx, pool: pool, out: out, opts: opts,
 		table: NewTable(opts.TempDir),
+		work:  make(chan *slot, cap(pool.slots)),
 		queue: make(chan *slot, cap(pool.slots)),
 	}
 	c.seen = newSlots(opts.TempDir, func(i uint32) (blob.Digest, error) {
@@ -52,6 +53,9 @@ func NewCutter(ctx context.Context, pool *Pool, out io.Writer, opts Options) (*C
 		return r.Digest, err
 	})
 	c.wrote.Go(c.write)
+	for range cap(pool.workers) {
+		c.wrote.Go(c.compress)
+	}
 	return c, nil
 }
 
@@ -74,29 +78,38 @@ func (c *Cutter) File(r io.Reader, size int64, add func(Ref) error) error {
 	return nil
 }
 
-// chunk is the step of File for one chunk. A small one is read right behind the others of its
-// batch.
-func (c *Cutter) chunk(r io.Reader, n int, small bool) (Ref, error) {
+// piece is a chunk that nothing has yet.
+type piece struct {
+	data   []byte // behind what its slot has
+	digest blob.Digest
+	at     uint64 // in seen
+}
+
+// chunk is the step of File for one chunk: it reads n bytes, into an open slot if
+// they are few, and returns the chunk that they are.
+func (c *Cutter) chunk(r io.Reader, n int, batch bool) (Ref, error) {
 	if err := c.failed.Load(); err != nil {
 		return Ref{}, *err
 	}
-	if small && c.batch != nil {
-		return c.read(c.batch, r, n, c.addToBatch)
+	alone := !batch && n > groupChunk
+	if c.open != nil && !c.open.batch && len(c.open.raw)+n > groupSize {
+		if err := c.flush(); err != nil {
+			return Ref{}, err
+		}
 	}
-	s, err := c.take()
-	if err != nil {
-		return Ref{}, err
+	s := c.open
+	if s == nil || alone || s.batch != batch {
+		var err error
+		if s, err = c.take(); err != nil {
+			return Ref{}, err
+		}
+		s.batch = batch
 	}
-	if small {
-		c.batch = s
-		return c.read(s, r, n, c.addToBatch)
+	ref, p, err := c.read(s, r, n)
+	if err == nil && p != nil {
+		return ref, c.add(s, p, alone)
 	}
-	taken := false
-	ref, err := c.read(s, r, n, func(s *slot, p piece) error {
-		taken = true
-		return c.addAlone(s, p)
-	})
-	if !taken {
+	if s != c.open {
 		c.pool.put(s)
 	}
 	return ref, err
@@ -111,91 +124,79 @@ func (c *Cutter) take() (*slot, error) {
 	}
 }
 
-// piece is a chunk that nothing has yet.
-type piece struct {
-	data   []byte // behind what its slot has
-	digest blob.Digest
-	at     uint64 // in seen
-}
-
-// read reads n bytes behind what a slot has and returns the chunk that they are.
-// If there is none, it calls add.
-func (c *Cutter) read(s *slot, r io.Reader, n int, add func(*slot, piece) error) (Ref, error) {
+// read reads a chunk behind what a slot has. If nothing has it yet it is a piece,
+// and the ref is the one that it will have.
+func (c *Cutter) read(s *slot, r io.Reader, n int) (Ref, *piece, error) {
 	have := len(s.raw)
 	s.room(have+n, max(c.pool.chunkSize, have+n))
-	p := piece{data: s.raw[have : have+n]}
+	p := &piece{data: s.raw[have : have+n]}
 	if _, err := io.ReadFull(r, p.data); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return Ref{}, err
+		return Ref{}, nil, err
 	}
 	p.digest = c.opts.Digester.Sum(p.data)
 	if c.opts.Dict != nil {
 		if ref, ok, err := c.opts.Dict.Lookup(p.digest, uint32(n)); ok || err != nil {
-			return ref, err
+			return ref, nil, err
 		}
 	}
 	number, at, ok, err := c.seen.find(&p.digest)
 	if err != nil || ok {
-		return Ref{c.opts.Blob, number}, err
+		return Ref{c.opts.Blob, number}, nil, err
 	}
 	number, p.at = c.seen.n, at
 	if number == maxPerBlob || c.offset+uint64(n) > blob.MaxUncompressedSize {
-		return Ref{}, fmt.Errorf("a blob holds at most %d chunks and %d bytes", maxPerBlob, uint64(blob.MaxUncompressedSize))
+		return Ref{}, nil, fmt.Errorf("a blob holds at most %d chunks and %d bytes", maxPerBlob, uint64(blob.MaxUncompressedSize))
 	}
-	return Ref{c.opts.Blob, number}, add(s, p)
+	return Ref{c.opts.Blob, number}, p, nil
 }
 
-// addAlone stores a chunk that is no part of a batch.
-func (c *Cutter) addAlone(s *slot, p piece) error {
-	s.raw = s.raw[:len(p.data)]
-	s.first, s.count, s.batch = c.seen.n, 1, false
-	rec := Record{}
-	if c.opts.CRC {
-		rec.Flags, rec.CRC32 = layout.ChunkHasCRC32, crc32.Checksum(p.data, castagnoli)
-	}
-	err := c.flush()
-	if err == nil {
-		err = c.note(p, rec)
-	}
-	if err != nil {
-		c.pool.put(s)
-		return err
-	}
-	return c.compress(s)
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// addToBatch stores a small chunk. A batch stays below its size, as nydus has it
-// (builder/src/core/node.rs, dump_file_chunk).
-func (c *Cutter) addToBatch(s *slot, p piece) error {
-	if len(s.raw)+len(p.data) >= int(c.opts.BatchSize) && len(s.raw) > 0 {
+// add stores a piece that was read into s. What does not go into the open slot
+// ends it, so that chunks are written in the order of their numbers. Batches are
+// part of the format: one stays below its size, and ends where another chunk
+// comes (nydus builder/src/core/node.rs, dump_file_chunk).
+func (c *Cutter) add(s *slot, p *piece, alone bool) error {
+	if s.batch && len(s.raw) > 0 && len(s.raw)+len(p.data) >= int(c.opts.BatchSize) {
 		next, err := c.take()
 		if err != nil {
 			return err
 		}
+		next.batch = true
 		next.room(len(p.data), c.pool.chunkSize)
 		copy(next.raw[:len(p.data)], p.data)
 		p.data = next.raw[:len(p.data)]
-		err = c.flush()
-		s, c.batch = next, next
+		s = next
+	}
+	if s != c.open {
+		err := c.flush()
+		c.open = s
 		if err != nil {
 			return err
 		}
 	}
-	if len(s.raw) == 0 {
-		s.first, s.count, s.batch = c.seen.n, 0, true
+	rec := Record{}
+	if s.batch {
+		rec.Flags, rec.Unit, rec.UnitOffset = layout.ChunkBatch|layout.ChunkCompressed, c.units, uint32(len(s.raw))
+	} else if c.opts.CRC {
+		rec.Flags, rec.CRC32 = layout.ChunkHasCRC32, crc32.Checksum(p.data, castagnoli)
 	}
-	rec := Record{Flags: layout.ChunkBatch | layout.ChunkCompressed, Unit: c.units, UnitOffset: uint32(len(s.raw))}
+	if len(s.pieces) == 0 {
+		s.first = c.seen.n
+	}
+	s.pieces = append(s.pieces, stored{raw: uint32(len(p.data))})
 	s.raw = s.raw[:len(s.raw)+len(p.data)]
-	s.count++
-	return c.note(p, rec)
+	if err := c.note(p, rec); err != nil || !alone {
+		return err
+	}
+	return c.flush()
 }
 
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
 // note gives a chunk its place in the tables, but for what the blob decides.
-func (c *Cutter) note(p piece, rec Record) error {
+func (c *Cutter) note(p *piece, rec Record) error {
 	rec.Digest, rec.UncompressedOffset, rec.UncompressedSize = p.digest, c.offset, uint32(len(p.data))
 	if c.opts.Cipher != nil {
 		rec.Flags |= layout.ChunkEncrypted
@@ -215,45 +216,37 @@ func (c *Cutter) note(p piece, rec Record) error {
 	return c.seen.add(p.at, &p.digest)
 }
 
-// flush ends the batch.
+// flush hands the open slot to the workers and queues it for writing.
 func (c *Cutter) flush() error {
-	s := c.batch
+	s := c.open
 	if s == nil {
 		return nil
 	}
-	c.batch = nil
-	if len(s.raw) == 0 {
+	c.open = nil
+	if len(s.pieces) == 0 {
 		c.pool.put(s)
 		return nil
 	}
-	c.units++
-	return c.compress(s)
-}
-
-// compress hands a slot to a worker and queues it for writing.
-func (c *Cutter) compress(s *slot) error {
-	select {
-	case c.pool.workers <- struct{}{}:
-	case <-c.ctx.Done():
-		c.pool.put(s)
-		return context.Cause(c.ctx)
+	if s.batch {
+		c.units++
 	}
-	c.queue <- s // has room for every slot there is
-	go func() {
-		s.out, s.packed, s.err = codec.Encode(c.opts.Compressor, s.buf[:0], s.raw)
-		if s.err == nil && c.opts.Cipher != nil {
-			s.out = c.opts.Cipher.Encrypt(s.out[:0], s.out)
-		}
-		if s.packed {
-			s.buf = s.out
-		}
-		<-c.pool.workers
-		s.done <- struct{}{}
-	}()
+	// Both have room for every slot there is.
+	c.queue <- s
+	c.work <- s
 	return nil
 }
 
-// write writes chunks in order until the queue is closed and empty.
+// compress is a worker: it encodes slots until there are no more.
+func (c *Cutter) compress() {
+	for s := range c.work {
+		c.pool.workers <- struct{}{}
+		s.encode(&c.opts)
+		<-c.pool.workers
+		s.done <- struct{}{}
+	}
+}
+
+// write writes slots in order until the queue is closed and empty.
 func (c *Cutter) write() {
 	var failed error
 	for s := range c.queue {
@@ -277,19 +270,21 @@ func (c *Cutter) writeOne(s *slot) error {
 	if _, err := c.out.Write(s.out); err != nil {
 		return err
 	}
-	for i := range s.count {
-		r, err := c.table.Record(s.first + i)
+	at := c.written
+	for i, p := range s.pieces {
+		r, err := c.table.Record(s.first + uint32(i))
 		if err != nil {
 			return err
 		}
-		r.CompressedOffset = c.written
+		r.CompressedOffset = at
 		if !s.batch {
-			r.CompressedSize = uint32(len(s.out))
-			if s.packed {
+			r.CompressedSize = p.out
+			at += uint64(p.out)
+			if p.compressed {
 				r.Flags |= layout.ChunkCompressed
 			}
 		}
-		if err := c.table.Set(s.first+i, &r); err != nil {
+		if err := c.table.Set(s.first+uint32(i), &r); err != nil {
 			return err
 		}
 	}
@@ -313,6 +308,7 @@ func (c *Cutter) Close() (*Table, []Batch, error) {
 
 func (c *Cutter) end() {
 	flushed := c.flush()
+	close(c.work)
 	close(c.queue)
 	c.wrote.Wait()
 	err := errors.Join(flushed, c.seen.close())

@@ -1,6 +1,9 @@
 package chunk
 
-import "github.com/rafsd/rafsd/rafs/blob"
+import (
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/codec"
+)
 
 // poolBudget is what the buffers of a pool take, in bytes, where the chunk size
 // allows it.
@@ -13,17 +16,29 @@ type Pool struct {
 	chunkSize int
 }
 
-// slot is a piece of data on its way to the blob, and its buffers.
+// Small chunks go through the pool in groups, which says nothing of how they are
+// stored.
+const (
+	groupChunk = 32 << 10  // what is larger goes alone, in bytes
+	groupSize  = 128 << 10 // of a group at most, in bytes
+)
+
+// slot is some chunks on their way to the blob, and buffers. It is one chunk, or
+// several small ones, or a batch.
 type slot struct {
 	raw, buf []byte // buffers: uncompressed, compressed
-	out      []byte // what to write: one of the two
-	first    uint32 // index of the first chunk in it
-	count    uint32 // of chunks: more than one only in a batch
+	out      []byte // what to write, in one of the two
 	batch    bool
-	digest   blob.Digest
-	packed   bool // out is compressed
+	first    uint32 // index of the first chunk
+	pieces   []stored
 	err      error
 	done     chan struct{} // receives once the worker is through
+}
+
+// stored is a chunk in a slot: its sizes, but in a batch only the first.
+type stored struct {
+	raw, out   uint32
+	compressed bool
 }
 
 // NewPool makes a pool for chunks of up to chunkSize bytes and for so many
@@ -57,6 +72,50 @@ func (s *slot) room(n, limit int) {
 }
 
 func (p *Pool) put(s *slot) {
-	s.raw, s.out = s.raw[:0], nil
+	s.raw, s.out, s.pieces, s.err = s.raw[:0], nil, s.pieces[:0], nil
 	p.slots <- s
+}
+
+// encode fills in out, and what came of each piece.
+func (s *slot) encode(o *Options) {
+	if o.Compressor == blob.CompressorNone && o.Cipher == nil {
+		s.out = s.raw
+		for i := range s.pieces {
+			s.pieces[i].out = s.pieces[i].raw
+		}
+		return
+	}
+	// No encoder makes more of it (lz4 up to 1/255), and padding is 18 bytes at most.
+	if need := len(s.raw) + len(s.raw)/128 + 64*len(s.pieces) + 512; cap(s.buf) < need {
+		s.buf = make([]byte, 0, need+need/8)
+	}
+	if s.batch || len(s.pieces) == 1 {
+		s.out, s.pieces[0].compressed, s.err = encode(o, s.buf[:0], s.raw)
+		s.pieces[0].out = uint32(len(s.out))
+		return
+	}
+	out, raw := s.buf[:0], s.raw
+	for i := range s.pieces {
+		p := &s.pieces[i]
+		data, compressed, err := encode(o, out[len(out):], raw[:p.raw])
+		if err != nil {
+			s.err = err
+			return
+		}
+		p.out, p.compressed, raw = uint32(len(data)), compressed, raw[p.raw:]
+		out = append(out, data...) // onto itself, where data lies there already
+	}
+	s.out = out
+}
+
+// encode compresses and encrypts src, which stays as it is, into dst's memory. The
+// output may be src itself.
+func encode(o *Options, dst, src []byte) (out []byte, compressed bool, err error) {
+	if out, compressed, err = codec.Encode(o.Compressor, dst, src); err == nil && o.Cipher != nil {
+		if compressed {
+			dst = out[:0]
+		}
+		out = o.Cipher.Encrypt(dst, out)
+	}
+	return out, compressed, err
 }
