@@ -48,7 +48,7 @@ type Disk struct {
 // be seen, and nothing is left of it after an error or a kill. The error is that
 // of the file system if that is full.
 func Block(ctx context.Context, im *image.Image, data *Data, path string, o BlockOptions) (disk *Disk, err error) {
-	plan, err := planDisk(im, o.DeviceTable)
+	plan, err := planDisk(ctx, im, o.DeviceTable)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,9 @@ func TestBlockMount(t *testing.T) {
 			im, d := open(t, c)
 			path, _ := disk(t, im, d, export.BlockOptions{})
 			rafstest.Compare(t, tree(t, c, im), rafstest.Dir(mount(t, path)))
+			if im.Super().BlockSize != 4096 {
+				return // fsck.erofs knows no other blocks
+			}
 			for _, args := range [][]string{{path}, {"--extract=" + filepath.Join(t.TempDir(), "x"), path}} {
 				if out := run(t, "fsck.erofs", args...); strings.Contains(out, "<E>") || strings.Contains(out, "<W>") {
 					t.Errorf("fsck.erofs %q: %s", args, out)
@@ -220,6 +224,20 @@ func TestBlockDeviceTableMount(t *testing.T) {
 	for _, c := range v6(t) {
 		im, d := open(t, c)
 		path, _ := disk(t, im, d, export.BlockOptions{DeviceTable: true})
+		if im.Super().BlockSize != 4096 {
+			// Linux does not see the whole of links/nearly-page there, as nydus-image
+			// writes it.
+			c.Want = slices.DeleteFunc(slices.Clone(tree(t, c, im)), func(e rafstest.Entry) bool { return len(e.Link) > 512 })
+			dir := mount(t, path)
+			rafstest.Compare(t, c.Want, func(yield func(rafstest.Entry, error) bool) {
+				for e, err := range rafstest.Dir(dir) {
+					if len(e.Link) <= 512 && !yield(e, err) {
+						return
+					}
+				}
+			})
+			continue
+		}
 		rafstest.Compare(t, tree(t, c, im), rafstest.Dir(mount(t, path)))
 	}
 }

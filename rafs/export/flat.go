@@ -8,6 +8,8 @@ import (
 	"io"
 	"math"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
@@ -27,6 +29,7 @@ type diskPlan struct {
 	bases   []int64 // of blobs, in bytes
 	blocks  int64   // of the whole disk
 	content int64   // bytes of chunks
+	targets int64   // where targets of symbolic links go that are not where they should be
 }
 
 func (p *diskPlan) blockSize() int { return 1 << p.super.BlockBits }
@@ -38,7 +41,7 @@ func (p *diskPlan) place(c *blob.Chunk) int64 {
 	return p.bases[c.Blob.Index] + int64(c.UncompressedOffset)
 }
 
-func planDisk(im *image.Image, keep bool) (*diskPlan, error) {
+func planDisk(ctx context.Context, im *image.Image, keep bool) (*diskPlan, error) {
 	if v := im.Super().Version; v != 6 {
 		return nil, fmt.Errorf("%w: a disk needs the metadata of EROFS, this is RAFS v%d", image.ErrUnsupported, v)
 	}
@@ -50,7 +53,11 @@ func planDisk(im *image.Image, keep bool) (*diskPlan, error) {
 	if p.ext, err = v6.DecodeExtSuper(p.boot[v6.ExtSuperOffset:]); err != nil {
 		return nil, err
 	}
-	pos := int64(len(p.boot))
+	p.targets = roundUp(int64(len(p.boot)), int64(p.blockSize()))
+	pos, err := p.longTargets(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, b := range im.Blobs() {
 		base, size := roundUp(pos, blobAlign), p.extent(b.Index)
 		if keep {
@@ -67,6 +74,30 @@ func planDisk(im *image.Image, keep bool) (*diskPlan, error) {
 		return nil, fmt.Errorf("%w: disk of %d blocks, EROFS counts up to %d", image.ErrUnsupported, p.blocks, uint32(math.MaxUint32))
 	}
 	return p, nil
+}
+
+// moved tells whether the target of a symbolic link has to be written anew. Of one
+// that is longer than a block, which only the blocks of tarfs allow, nydus-image
+// writes everything where only the end belongs (builder/src/core/v6.rs).
+func (p *diskPlan) moved(e *entry) bool {
+	return !p.keep && e.kind() == unix.S_IFLNK && e.first == "" && e.attr.Size > uint64(p.blockSize())
+}
+
+// longTargets returns where targets that have to be written anew will end.
+func (p *diskPlan) longTargets(ctx context.Context) (int64, error) {
+	pos := p.targets
+	if p.super.BlockBits == v6.BlockBits {
+		return pos, nil
+	}
+	for e, err := range entries(ctx, p.im) {
+		if err != nil {
+			return 0, err
+		}
+		if p.moved(e) {
+			pos += roundUp(int64(e.attr.Size), int64(p.blockSize()))
+		}
+	}
+	return pos, nil
 }
 
 func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
@@ -146,19 +177,23 @@ func (p *diskPlan) deadRanges() [][2]int64 {
 // inodes turns the chunk addresses of all files into addresses of the disk.
 func (p *diskPlan) inodes(ctx context.Context, w io.WriterAt) error {
 	var buf []byte
+	targets := p.targets
 	for e, err := range entries(ctx, p.im) {
 		if err != nil {
 			return err
 		}
-		if !e.hasData() {
-			continue
+		switch {
+		case e.hasData():
+			var off int64
+			if buf, off, err = p.addresses(buf[:0], e); err == nil {
+				_, err = w.WriteAt(buf, off)
+			}
+		case p.moved(e):
+			err = p.moveTarget(w, e, targets)
+			targets += roundUp(int64(e.attr.Size), int64(p.blockSize()))
 		}
-		var off int64
-		if buf, off, err = p.addresses(buf[:0], e); err != nil {
+		if err != nil {
 			return fmt.Errorf("%q: inode %d: %w", e.path, e.node, err)
-		}
-		if _, err := w.WriteAt(buf, off); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -167,14 +202,37 @@ func (p *diskPlan) inodes(ctx context.Context, w io.WriterAt) error {
 // nidBias is what image adds to a nid to get a node id.
 const nidBias = 2
 
-// addresses appends what the addresses of a file become, and says where they lie.
-func (p *diskPlan) addresses(buf []byte, e *entry) ([]byte, int64, error) {
-	nid := e.node - nidBias
-	off := uint64(p.super.MetaBlkAddr)<<p.super.BlockBits + nid*v6.NIDUnit
+// inode decodes the inode of a node and says where it lies.
+func (p *diskPlan) inode(node uint64) (v6.Inode, uint64, error) {
+	off := uint64(p.super.MetaBlkAddr)<<p.super.BlockBits + (node-nidBias)*v6.NIDUnit
 	if off > uint64(len(p.boot)) {
-		return nil, 0, fmt.Errorf("inode at %#x: %w", off, image.ErrCorrupt)
+		return v6.Inode{}, 0, fmt.Errorf("inode at %#x: %w", off, image.ErrCorrupt)
 	}
 	in, err := v6.DecodeInode(p.boot[off:])
+	return in, off, err
+}
+
+// moveTarget writes the target of a symbolic link at off.
+func (p *diskPlan) moveTarget(w io.WriterAt, e *entry, off int64) error {
+	in, at, err := p.inode(e.node)
+	if err != nil {
+		return err
+	}
+	target, err := p.im.Readlink(e.node)
+	if err != nil {
+		return err
+	}
+	in.Layout, in.U = v6.LayoutFlatPlain, uint32(off>>p.super.BlockBits)
+	if _, err := w.WriteAt(in.Append(nil), int64(at)); err != nil {
+		return err
+	}
+	_, err = w.WriteAt(target, off)
+	return err
+}
+
+// addresses appends what the addresses of a file become, and says where they lie.
+func (p *diskPlan) addresses(buf []byte, e *entry) ([]byte, int64, error) {
+	in, off, err := p.inode(e.node)
 	if err != nil {
 		return nil, 0, err
 	}
