@@ -1,0 +1,408 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/internal/testenv"
+	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/layout"
+	"github.com/rafsd/rafsd/rafs/rafstest"
+)
+
+// The tars of the fixtures, of which nydus-image refuses one.
+func TestTars(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made")
+	for _, name := range []string{"everything", "tarable"} {
+		for _, version := range []int{5, 6} {
+			o := options(t, filepath.Join(dir, "tars", name+".tar"))
+			o.Type, o.Version = TarRafs, version
+			r := create(t, o)
+			want := rafstest.Manifest(t, filepath.Join(dir, "trees", name+".ndjson"))
+			// A tar has no sockets.
+			want = slices.DeleteFunc(want, func(e rafstest.Entry) bool { return e.Mode&tree.TypeMask == tree.TypeSocket })
+			compare(t, r.Bootstrap, []string{o.BlobDir}, want)
+		}
+	}
+}
+
+// What comes through a fifo, and goes into one, is the same.
+func TestFifos(t *testing.T) {
+	src := source(t)
+	work := t.TempDir()
+	tarball := filepath.Join(work, "layer.tar.gz")
+	out, err := exec.Command("tar", "-C", src, "--xattrs", "--format=pax", "--sort=name", "-czf", tarball, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("tar: %v: %s", err, out)
+	}
+	plain := options(t, tarball)
+	plain.Type, plain.InlineMeta, plain.TOC, plain.Bootstrap = TarRafs, true, true, ""
+	want := create(t, plain)
+
+	in, blobOut := filepath.Join(work, "in"), filepath.Join(work, "out")
+	must(t, unix.Mkfifo(in, 0o600), unix.Mkfifo(blobOut, 0o600))
+	fed := make(chan error, 1)
+	go func() {
+		data, err := os.ReadFile(tarball)
+		if err == nil {
+			err = os.WriteFile(in, append(data, make([]byte, 1<<20)...), 0)
+		}
+		fed <- err
+	}()
+	var got bytes.Buffer
+	read := make(chan error, 1)
+	go func() {
+		f, err := os.Open(blobOut)
+		if err == nil {
+			_, err = io.Copy(&got, f)
+			f.Close()
+		}
+		read <- err
+	}()
+	piped := plain
+	piped.Source, piped.Blob, piped.BlobDir = in, blobOut, ""
+	r, err := Create(context.Background(), piped)
+	if err == nil {
+		t.Error("zeros after the gzip stream were taken for a part of it")
+	}
+	<-fed
+	<-read
+	got.Reset()
+	go func() {
+		data, err := os.ReadFile(tarball)
+		if err == nil {
+			err = os.WriteFile(in, data, 0)
+		}
+		fed <- err
+	}()
+	go func() {
+		f, err := os.Open(blobOut)
+		if err == nil {
+			_, err = io.Copy(&got, f)
+			f.Close()
+		}
+		read <- err
+	}()
+	r, err = Create(context.Background(), piped)
+	must(t, err, <-fed, <-read)
+	data, err := os.ReadFile(filepath.Join(plain.BlobDir, want.Blob))
+	must(t, err)
+	if r.Blob != want.Blob || !bytes.Equal(got.Bytes(), data) {
+		t.Errorf("blob %s of %d bytes, want %s of %d", r.Blob, got.Len(), want.Blob, len(data))
+	}
+}
+
+// A build that fails leaves what was there, and nothing else.
+func TestFailureLeavesNothing(t *testing.T) {
+	src := source(t)
+	stop := errors.New("stop")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(stop)
+	for name, tc := range map[string]struct {
+		ctx    context.Context
+		change func(*Options)
+		want   string
+	}{
+		"cancelled":      {ctx, func(*Options) {}, "stop"},
+		"no source":      {context.Background(), func(o *Options) { o.Source = filepath.Join(src, "nope") }, "nope"},
+		"no tar":         {context.Background(), func(o *Options) { o.Type, o.Source = TarRafs, filepath.Join(src, "sizes/70000") }, "tar"},
+		"too many files": {context.Background(), func(o *Options) { o.Limits.Entries = 100 }, "more than 100 entries"},
+		"a folder there": {context.Background(), func(o *Options) { o.Bootstrap = src }, src},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testenv.LeakCheck(t)
+			o := options(t, src)
+			put(t, o.BlobDir, "image.boot", []byte("old"))
+			tc.change(&o)
+			_, err := Create(tc.ctx, o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+			if got := files(t, o.BlobDir); !slices.Equal(got, []string{"image.boot"}) {
+				t.Errorf("left %q", got)
+			}
+			if old, err := os.ReadFile(filepath.Join(o.BlobDir, "image.boot")); err != nil || string(old) != "old" {
+				t.Errorf("the old bootstrap is %q, %v", old, err)
+			}
+			if got := files(t, o.TempDir); len(got) > 0 {
+				t.Errorf("left %q in the work folder", got)
+			}
+		})
+	}
+}
+
+func TestOptionsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*Options)
+		want   string
+	}{
+		"version":          {func(o *Options) { o.Version = 4 }, "version 4"},
+		"toc in v5":        {func(o *Options) { o.Version, o.TOC = 5, true }, "needs version 6"},
+		"encrypted v5":     {func(o *Options) { o.Version, o.Encrypt = 5, true }, "needs version 6"},
+		"batch in v5":      {func(o *Options) { o.Version, o.BatchSize = 5, 1<<16 }, "needs version 6"},
+		"batch size":       {func(o *Options) { o.BatchSize = 5000 }, "batch size 5000"},
+		"batch too large":  {func(o *Options) { o.BatchSize, o.ChunkSize = 1<<20, 1<<16 }, "batch size 1048576"},
+		"chunk size":       {func(o *Options) { o.ChunkSize = 3 << 12 }, "chunk size 12288"},
+		"compressor":       {func(o *Options) { o.Compressor = blob.Compressor(9) }, "compressor"},
+		"no output":        {func(o *Options) { o.BlobDir = "" }, "nowhere to put the blob"},
+		"no bootstrap":     {func(o *Options) { o.BlobDir, o.Bootstrap, o.Blob = "", "", "b" }, "nowhere to put the bootstrap"},
+		"inline and path":  {func(o *Options) { o.InlineMeta = true }, "want no path"},
+		"blob id":          {func(o *Options) { o.BlobID = "../x" }, "blob id"},
+		"type":             {func(o *Options) { o.Type = "zip" }, `"zip"`},
+		"ref v5":           {func(o *Options) { o.Type, o.Version = TargzRef, 5 }, "version 5 cannot be"},
+		"ref with id":      {func(o *Options) { o.Type, o.BlobID = TargzRef, "x" }, "a blob id cannot be"},
+		"index without id": {func(o *Options) { o.Type = TOCRef }, "no blob id"},
+		"tarfs with dict":  {func(o *Options) { o.Type, o.ChunkDict = TarTarfs, "x" }, "a chunk dictionary cannot be"},
+		"no source":        {func(o *Options) { o.Source = "" }, "no source"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, t.TempDir())
+			tc.change(&o)
+			if _, err := Create(context.Background(), o); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// A folder without data has a bootstrap and no blob, unless it is inside of one.
+func TestNoData(t *testing.T) {
+	src := layerDir(t, map[string]string{"a/": "", "b": ""})
+	for _, version := range []int{5, 6} {
+		o := options(t, src)
+		o.Version = version
+		r := create(t, o)
+		if got := files(t, o.BlobDir); !slices.Equal(got, []string{"image.boot"}) || r.Blob != "" || len(r.Blobs) != 0 {
+			t.Errorf("v%d: files %q, result %+v; want only a bootstrap", version, got, r)
+		}
+		compare(t, r.Bootstrap, nil, dirEntries(t, src))
+	}
+}
+
+func TestNames(t *testing.T) {
+	src := source(t)
+	t.Run("by digest", func(t *testing.T) {
+		o := options(t, src)
+		o.Bootstrap = ""
+		r := create(t, o)
+		data, err := os.ReadFile(r.Bootstrap)
+		must(t, err)
+		if sum := blob.DigesterSHA256.Sum(data); filepath.Base(r.Bootstrap) != sum.String() || filepath.Dir(r.Bootstrap) != o.BlobDir {
+			t.Errorf("bootstrap at %s, want it under its digest %s in %s", r.Bootstrap, sum, o.BlobDir)
+		}
+		data, err = os.ReadFile(filepath.Join(o.BlobDir, r.Blob))
+		must(t, err)
+		if sum := blob.DigesterSHA256.Sum(data); sum.String() != r.Blob {
+			t.Errorf("blob %s has the digest %s", r.Blob, sum)
+		}
+	})
+	t.Run("given", func(t *testing.T) {
+		o := options(t, src)
+		o.BlobID = "my-blob"
+		r := create(t, o)
+		if !slices.Equal(r.Blobs, []string{"my-blob"}) {
+			t.Errorf("blobs %q, want my-blob", r.Blobs)
+		}
+		compare(t, r.Bootstrap, []string{o.BlobDir}, dirEntries(t, src))
+	})
+	t.Run("a path", func(t *testing.T) {
+		o := options(t, src)
+		o.Blob = filepath.Join(t.TempDir(), "the.blob")
+		create(t, o)
+		if got := files(t, filepath.Dir(o.Blob)); !slices.Equal(got, []string{"the.blob"}) {
+			t.Errorf("got %q, want the.blob", got)
+		}
+	})
+	t.Run("thrown away", func(t *testing.T) {
+		o := options(t, src)
+		o.Blob, o.Bootstrap = os.DevNull, os.DevNull
+		create(t, o)
+		if st, err := os.Stat(os.DevNull); err != nil || st.Mode().IsRegular() {
+			t.Fatalf("%s was replaced", os.DevNull)
+		}
+	})
+}
+
+// What a node would have in its cache, without a blob.
+func TestCacheDir(t *testing.T) {
+	src := source(t)
+	plain := options(t, src)
+	plain.Compressor = blob.CompressorNone
+	want := create(t, plain)
+	o := options(t, src)
+	o.CacheDir, o.BlobDir = t.TempDir(), ""
+	r := create(t, o)
+	if r.Blob != want.Blob {
+		t.Errorf("blob %s, want the one of compressor none, %s", r.Blob, want.Blob)
+	}
+	if got := files(t, o.CacheDir); !slices.Equal(got, []string{r.Blob + ".blob.data", r.Blob + ".blob.meta"}) {
+		t.Fatalf("got %q, want data and meta of %s", got, r.Blob)
+	}
+	im := openTest(t, r.Bootstrap)
+	data, err := os.ReadFile(filepath.Join(o.CacheDir, r.Blob+".blob.data"))
+	must(t, err)
+	if uint64(len(data)) != im.Blobs()[0].UncompressedSize {
+		t.Errorf("%d bytes of data, want %d", len(data), im.Blobs()[0].UncompressedSize)
+	}
+	for c := range im.BlobChunks(0) {
+		got := data[c.UncompressedOffset:][:c.UncompressedSize]
+		if im.Blobs()[0].Digester.Sum(got) != c.Digest {
+			t.Fatalf("chunk %d is not what its digest says", c.Index)
+		}
+	}
+}
+
+func TestPrefetchPolicies(t *testing.T) {
+	src := source(t)
+	list := []string{"/many/007", "/text", "/many/008", "/many/007"}
+	for _, version := range []int{5, 6} {
+		o := options(t, src)
+		o.Version, o.Prefetch = version, Prefetch{PrefetchFS, list}
+		im := openTest(t, create(t, o).Bootstrap)
+		if got := len(im.Prefetch()); got != 3 {
+			t.Errorf("v%d: %d inodes to prefetch, want 3", version, got)
+		}
+		if size := im.Blobs()[0].PrefetchSize; size != 0 {
+			t.Errorf("v%d: %d bytes to prefetch, want none by policy fs", version, size)
+		}
+		o = options(t, src)
+		o.Version, o.Prefetch = version, Prefetch{PrefetchBlob, list}
+		im = openTest(t, create(t, o).Bootstrap)
+		if got := len(im.Prefetch()); got != 0 {
+			t.Errorf("v%d: %d inodes to prefetch, want none by policy blob", version, got)
+		}
+		end, inList := uint64(0), map[uint32]bool{}
+		for _, p := range []string{"/many/007", "/text/4097", "/text/3146228", "/many/008"} {
+			node, err := lookup(im, p)
+			must(t, err)
+			segments, err := im.Segments(nil, node, 0, 1<<30)
+			must(t, err)
+			for _, s := range segments {
+				inList[s.Chunk.Index] = true
+				end = max(end, s.Chunk.CompressedOffset+uint64(s.Chunk.CompressedSize))
+			}
+		}
+		if !inList[0] || version == 5 && uint64(im.Blobs()[0].PrefetchSize) < end || version == 5 && uint64(im.Blobs()[0].PrefetchSize) > im.Blobs()[0].CompressedSize/2 {
+			t.Errorf("v%d: prefetch size %d of %d, chunks of the list end at %d, the first is of the list: %t",
+				version, im.Blobs()[0].PrefetchSize, im.Blobs()[0].CompressedSize, end, inList[0])
+		}
+	}
+}
+
+func TestParentAndDictionary(t *testing.T) {
+	shared := string(noise(7, 2<<20+100))
+	low := layerDir(t, map[string]string{"keep": "k", "gone": "g", "d/x": "x", "big": shared})
+	up := layerDir(t, map[string]string{".wh.gone": "", "d/.wh..wh..opq": "", "d/y": "new", "copy": shared, "more": shared[:1<<20] + "tail"})
+	for _, version := range []int{5, 6} {
+		for _, how := range []string{"parent", "dictionary", "both"} {
+			first := options(t, low)
+			first.Version = version
+			base := create(t, first)
+			o := options(t, up)
+			o.Version = version
+			want := []string{"copy", "d", "d/y", "more"}
+			if how != "dictionary" {
+				o.Parent = base.Bootstrap
+				want = []string{"big", "copy", "d", "d/y", "keep", "more"}
+			}
+			if how != "parent" {
+				o.ChunkDict = base.Bootstrap
+			}
+			r := create(t, o)
+			if got := paths(t, r.Bootstrap); !slices.Equal(got, want) {
+				t.Errorf("v%d %s: got %q, want %q", version, how, got, want)
+			}
+			if !slices.Equal(r.Blobs, []string{base.Blob, r.Blob}) || r.BlobSize > 8<<10 {
+				t.Errorf("v%d %s: blobs %q, a new one of %d bytes; want %s and one of what is new", version, how, r.Blobs, r.BlobSize, base.Blob)
+			}
+			compareFiles(t, r.Bootstrap, []string{first.BlobDir, o.BlobDir}, map[string]string{"/copy": shared, "/d/y": "new", "/more": shared[:1<<20] + "tail"})
+		}
+	}
+}
+
+// compareFiles holds some files of an image against what they must have.
+func compareFiles(t testing.TB, bootstrap string, blobs []string, want map[string]string) {
+	t.Helper()
+	got := map[string]string{}
+	for e, err := range rafstest.Tree(openTest(t, bootstrap), rafstest.Blobs(blobs)) {
+		must(t, err)
+		got[e.Path] = e.SHA256
+	}
+	for name, content := range want {
+		if sum := blob.DigesterSHA256.Sum([]byte(content)); got[name] != sum.String() {
+			t.Errorf("%s: sha256 %s, want %s", name, got[name], sum)
+		}
+	}
+}
+
+// A dictionary of another kind would be of no use, or of harm.
+func TestInconsistent(t *testing.T) {
+	src := layerDir(t, map[string]string{"a": "a"})
+	base := options(t, src)
+	dict := create(t, base).Bootstrap
+	for name, change := range map[string]func(*Options){
+		"version":    func(o *Options) { o.Version = 5 },
+		"chunk size": func(o *Options) { o.ChunkSize = 1 << 16 },
+		"owners":     func(o *Options) { o.NoOwner = true },
+	} {
+		for _, parent := range []bool{false, true} {
+			o := options(t, src)
+			if o.ChunkDict = dict; parent {
+				o.Parent, o.ChunkDict = dict, ""
+			}
+			change(&o)
+			if _, err := Create(context.Background(), o); !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), dict) {
+				t.Errorf("%s, parent %t: got %v, want ErrInconsistent and %s", name, parent, err, dict)
+			}
+		}
+	}
+}
+
+// A chunk of the dictionary that would follow one of the new blob by its block
+// number is stored again: Linux would read on in the wrong device.
+func TestDictionaryNeighbours(t *testing.T) {
+	c0, c1, c2 := string(noise(1, 4096)), string(noise(2, 4096)), string(noise(3, 4096))
+	base := options(t, layerDir(t, map[string]string{"f": c0 + c1 + c2}))
+	base.ChunkSize = 4096
+	dict := create(t, base)
+	changed := string(noise(4, 4096))
+	o := options(t, layerDir(t, map[string]string{"f": changed + c1 + c2, "g": c0 + changed}))
+	o.ChunkSize, o.ChunkDict = 4096, dict.Bootstrap
+	r := create(t, o)
+	compareFiles(t, r.Bootstrap, []string{base.BlobDir, o.BlobDir}, map[string]string{"/f": changed + c1 + c2, "/g": c0 + changed})
+	im := openTest(t, r.Bootstrap)
+	for _, name := range []string{"/f", "/g"} {
+		node, err := lookup(im, name)
+		must(t, err)
+		segments, err := im.Segments(nil, node, 0, 1<<20)
+		must(t, err)
+		for i := 1; i < len(segments); i++ {
+			a, b := segments[i-1].Chunk, segments[i].Chunk
+			if a.Blob != b.Blob && a.UncompressedOffset+4096 == b.UncompressedOffset {
+				t.Errorf("%s: chunk %d of blob %d follows chunk %d of blob %d", name, b.Index, b.Blob.Index, a.Index, a.Blob.Index)
+			}
+		}
+	}
+	if im.Super().Flags&layout.FlagExplicitUIDGID == 0 {
+		t.Error("owners are not explicit")
+	}
+}
+
+func TestNoOwner(t *testing.T) {
+	o := options(t, layerDir(t, map[string]string{"a": "a"}))
+	o.NoOwner, o.Whiteouts = true, tree.WhiteoutNone
+	if im := openTest(t, create(t, o).Bootstrap); im.Super().Flags&layout.FlagExplicitUIDGID != 0 {
+		t.Error("owners are explicit")
+	}
+}
