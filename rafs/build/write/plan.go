@@ -68,9 +68,17 @@ func (o *Options) Check() error {
 // chunk, every file uses the one of the first.
 func New(t *tree.Tree, blobs []*BlobInfo, o Options) (Plan, error) {
 	if o.Version == 5 {
-		return NewV5(t, blobs, o)
+		p, err := NewV5(t, blobs, o)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
 	}
-	return NewV6(t, blobs, o)
+	p, err := NewV6(t, blobs, o)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Bootstrap writes a planned bootstrap to w, from start to end.
