@@ -80,3 +80,13 @@ func attempts(c *config.Config) int {
 	}
 	return 0
 }
+
+// OpenBackend makes the backend that a configuration names, for tools that read
+// blobs without serving them. What fails for a moment is tried again.
+func OpenBackend(c *config.Config) (backend.Backend, error) {
+	b, err := rawBackend(c)
+	if err != nil {
+		return nil, err
+	}
+	return backend.Retry(b, backend.RetryPolicy{Attempts: attempts(c)}), nil
+}

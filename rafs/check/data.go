@@ -5,6 +5,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob/codec"
 	"github.com/rafsd/rafsd/rafs/blob/codec/unit"
 	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
+	"github.com/rafsd/rafsd/rafs/blob/codec/zran"
 	"github.com/rafsd/rafsd/rafs/layout"
 )
 
@@ -73,7 +74,11 @@ func (d *chunkData) own(r *layout.ChunkRecord) ([]byte, bool) {
 		return src, true
 	}
 	d.out = room(d.out, int(r.UncompressedSize))
-	if err := codec.Decode(d.compressor, d.out, src); err != nil {
+	decode := func() error { return codec.Decode(d.compressor, d.out, src) }
+	if d.compressor == blob.CompressorGzip {
+		decode = func() error { return zran.DecodeMember(d.out, src) }
+	}
+	if err := decode(); err != nil {
 		d.o.c.fail(r.CompressedOffset, d.o, "chunk %d: %v", r.Index, err)
 		return nil, false
 	}

@@ -21,6 +21,7 @@ type blobRules struct {
 	anyNumber        bool   // nobody says how many chunks there are
 	alignment        uint64 // of uncompressed offsets
 	noDigest         bool
+	members          bool // gzip members, whose sizes are upper bounds
 }
 
 // batched tells whether a chunk is part of a batch: the chunk table of nydus does
@@ -82,10 +83,10 @@ func (c *checker) recordRules(off uint64, where any, r *layout.ChunkRecord, b *b
 		rule(r.CompressedSize == 0, recordSizeAt, "batch chunk takes %d bytes, want 0", r.CompressedSize)
 	case b.has(layout.FeatureZran): // a range of a stream, which may be empty
 	default:
-		rule(r.CompressedSize > 0 && r.CompressedSize <= maxCompressedChunkSize, recordSizeAt, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
+		rule(r.CompressedSize > 0 && (r.CompressedSize <= maxCompressedChunkSize || b.members), recordSizeAt, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
 		rule(compressed || encrypted || r.CompressedSize == r.UncompressedSize, recordSizeAt, "%d uncompressed bytes take %d", r.UncompressedSize, r.CompressedSize)
 		// Where nothing else tells a compressed chunk, its size does.
-		rule(!compressed || encrypted || r.CompressedSize < r.UncompressedSize, recordSizeAt, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
+		rule(!compressed || encrypted || b.members || r.CompressedSize < r.UncompressedSize, recordSizeAt, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
 	}
 	if b.has(layout.FeatureTarfs) {
 		// One record stands for all: there are no digests to tell them apart by.

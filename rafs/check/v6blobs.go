@@ -111,8 +111,7 @@ func (c *v6Check) checkEntry(i int, e *v6Blob) {
 	rule(e.Index == uint32(i), 64, "has index %d", e.Index)
 	rule(e.ChunkSize == c.ext.ChunkSize, 68, "chunk size %#x, image %#x", e.ChunkSize, c.ext.ChunkSize)
 	rule(e.ChunkCount <= blob.MaxChunks, 72, "%d chunks, limit %d", e.ChunkCount, blob.MaxChunks)
-	zran := e.has(layout.FeatureZran)
-	rule(zran == (blob.Compressor(e.Compressor) == blob.CompressorGzip), 76, "%s in a blob with features %s", blob.Compressor(e.Compressor), layout.Features(e.Features))
+	rule(!e.has(layout.FeatureZran) || blob.Compressor(e.Compressor) == blob.CompressorGzip, 76, "%s in a blob with features %s", blob.Compressor(e.Compressor), layout.Features(e.Features))
 	rule(blob.Compressor(e.Compressor).Valid(), 76, "%s", blob.Compressor(e.Compressor))
 	rule(blob.Digester(e.Digester).Valid(), 80, "%s", blob.Digester(e.Digester))
 	rule(e.CompressedSize <= blob.MaxCompressedSize, 88, "%#x bytes, limit %#x", e.CompressedSize, uint64(blob.MaxCompressedSize))
@@ -191,9 +190,15 @@ func (c *v6Check) checkTOCFields(e *v6Blob, where any) {
 	}
 }
 
+// members tells whether chunks are gzip members of a stream that somebody else
+// made (eStargz): how much each takes is an upper bound.
+func (b *v6Blob) members() bool {
+	return blob.Compressor(b.Compressor) == blob.CompressorGzip && !b.has(layout.FeatureZran|layout.FeatureSeparate)
+}
+
 // checkCI checks what the blob table says of the chunk information.
 func (c *v6Check) checkCI(e *v6Blob, where any) {
-	if e.has(layout.FeatureTarfs) {
+	if e.has(layout.FeatureTarfs) || e.members() && e.CIUncompressedSize == 0 {
 		return // has none
 	}
 	entry := uint64(v6.ChunkInfoV1Size)
@@ -228,7 +233,7 @@ func (c *v6Check) checkCI(e *v6Blob, where any) {
 func (c *v6Check) checkCIPlace(e *v6Blob, where any) {
 	end := e.CIOffset + e.CICompressedSize + v6.MetaHeaderSize
 	switch {
-	case e.has(layout.FeatureSeparate | loose):
+	case e.has(layout.FeatureSeparate|loose) || e.members():
 		// Of two objects the table has the size of the data; the other one's is not known.
 	case e.CIOffset > blob.MaxCompressedSize || e.CICompressedSize > blob.MaxCompressedSize:
 		c.fail(e.off+112, where, "chunk information at %#x+%#x, limit %#x", e.CIOffset, e.CICompressedSize, uint64(blob.MaxCompressedSize))

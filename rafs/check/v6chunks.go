@@ -18,7 +18,8 @@ func (c *v6Check) rules(i int) *blobRules {
 		chunkCount: e.ChunkCount, compressedSize: e.CompressedSize, uncompressedSize: e.UncompressedSize,
 		alignment: v6.BlockSize, noDigest: c.tarfs,
 	}
-	if !e.has(layout.FeatureSeparate | layout.FeatureTarfs | loose) {
+	r.members = e.members()
+	if !e.has(layout.FeatureSeparate|layout.FeatureTarfs|loose) && !r.members {
 		r.dataEnd = e.CIOffset
 		if e.has(layout.FeatureHasTarHeader) && e.CIOffset >= v6.TarHeaderSize {
 			r.dataEnd -= v6.TarHeaderSize

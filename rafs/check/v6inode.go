@@ -220,7 +220,7 @@ func (f *v6File) address(i, off uint64) {
 		step := uint64(1) << f.chunkBits
 		f.contiguous = f.contiguous && a.BlobIndex == f.last.BlobIndex && uint64(a.BlkAddr) == uint64(f.last.BlkAddr)+step>>f.blockBits
 		if a.BlobIndex != f.last.BlobIndex && f.lastEnd == start {
-			f.fail(off, f.where, "chunk at %#x of blob %d follows one of blob %d without a gap in the block numbers, which Linux joins into one read",
+			f.note(off, f.where, "chunk at %#x of blob %d follows one of blob %d without a gap in the block numbers, which Linux joins into one read",
 				start, a.BlobIndex, f.last.BlobIndex)
 		}
 	}
