@@ -37,7 +37,7 @@ func (a *app) nydusify() *cobra.Command {
 	env(flags, "log-level", "LOG_LEVEL")
 	env(flags, "log-file", "LOG_FILE")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.nydusifyCopy())
+	root.AddCommand(a.nydusifyCopy(), a.nydusifyCheck())
 	for verb, instead := range map[string]string{
 		"mount": "virtiofs", "view": "virtiofs", "build": "image create", "pack": "image create",
 		"optimize": "image optimize", "chunkdict": "image chunkdict",
@@ -184,25 +184,37 @@ func (a *app) nydusifyCopy() *cobra.Command {
 	return cmd
 }
 
-// backendOptions are nydusify's flags for blobs that lie outside of registries.
-type backendOptions struct {
-	prefix                   string
-	kind, config, configFile *string
-}
-
-func backendFlags(flags *pflag.FlagSet, prefix string) *backendOptions {
-	return &backendOptions{
-		prefix:     prefix,
-		kind:       stringFlag(flags, prefix+"backend-type", "BACKEND_TYPE", "", "where blobs lie: localfs"),
-		config:     stringFlag(flags, prefix+"backend-config", "BACKEND_CONFIG", "", "its configuration, JSON"),
-		configFile: stringFlag(flags, prefix+"backend-config-file", "BACKEND_CONFIG_FILE", "", "file with its configuration"),
+func (a *app) nydusifyCheck() *cobra.Command {
+	cmd := &cobra.Command{Use: "check", Short: "Verify nydus image format and content", Args: cobra.NoArgs}
+	flags := cmd.Flags()
+	source := stringFlag(flags, "source", "SOURCE", "", "source OCI image")
+	target := stringFlag(flags, "target", "TARGET", "", "target (RAFS) image")
+	sourceInsecure := boolFlag(flags, "source-insecure", "SOURCE_INSECURE", "take any certificate of the source's registry")
+	targetInsecure := boolFlag(flags, "target-insecure", "TARGET_INSECURE", "take any certificate of the target's registry")
+	multi := boolFlag(flags, "multi-platform", "MULTI_PLATFORM", "want an index with both OCI and RAFS manifests")
+	platform := stringFlag(flags, "platform", "", hostPlatform(), "which images of an index to take")
+	workDir := stringFlag(flags, "work-dir", "WORK_DIR", "./output", "work folder")
+	sourceBackend, targetBackend := backendFlags(flags, "source-"), backendFlags(flags, "target-")
+	ignored(flags, "nydus-image", "nydusd")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := required(cmd, "target"); err != nil {
+			return err
+		}
+		if err := sourceBackend.refuse("check"); err != nil {
+			return err
+		}
+		f := &verifyFlags{source: *source, platform: *platform, multiPlatform: *multi, workDir: *workDir, progress: "auto", max: 100}
+		var err error
+		if f.blobDir, err = targetBackend.folder(); err != nil {
+			return err
+		}
+		remove, err := workFolder(*workDir)
+		if err != nil {
+			return err
+		}
+		defer remove()
+		f.sourceInsecure, f.targetInsecure = *sourceInsecure, *targetInsecure
+		return a.runVerify(cmd.Context(), f, *target)
 	}
-}
-
-// refuse says what is not offered rather than leave it out silently.
-func (b *backendOptions) refuse(verb string) error {
-	if *b.kind == "" {
-		return nil
-	}
-	return &usageError{fmt.Errorf("--%sbackend-type %s: %s reads and writes blobs in registries, layouts and archives only", b.prefix, *b.kind, verb)}
+	return cmd
 }

@@ -14,12 +14,14 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/convert"
+	"github.com/rafsd/rafsd/rafs/convert/verify"
 )
 
 // progress shows how a conversion or a copy goes. News comes one at a time.
 type progress interface {
 	event(convert.Event)
 	blob(store.Event)
+	look(verify.Event)
 	// end is called once, after the last event. It leaves the screen in order.
 	end(ok bool)
 }
@@ -54,6 +56,7 @@ type silent struct{}
 
 func (silent) event(convert.Event) {}
 func (silent) blob(store.Event)    {}
+func (silent) look(verify.Event)   {}
 func (silent) end(bool)            {}
 
 // step is one thing that makes progress, at one moment.
@@ -90,6 +93,17 @@ func blobStep(e store.Event) step {
 	return s
 }
 
+func verifyStep(e verify.Event) step {
+	s := step{key: e.What + e.Digest, label: e.What, stage: "verifying", done: e.Done, total: e.Total, over: e.Over}
+	if e.Digest != "" {
+		s.label += " " + short(e.Digest)
+	}
+	if e.Over {
+		s.stage, s.total = "done", e.Done
+	}
+	return s
+}
+
 func layerName(e convert.Event) string {
 	if e.Layer < 0 {
 		return "bootstrap"
@@ -117,6 +131,7 @@ func newLines(out io.Writer) *lines { return &lines{out, map[string]string{}} }
 
 func (l *lines) event(e convert.Event) { l.show(convertStep(e)) }
 func (l *lines) blob(e store.Event)    { l.show(blobStep(e)) }
+func (l *lines) look(e verify.Event)   { l.show(verifyStep(e)) }
 func (l *lines) end(bool)              {}
 
 func (l *lines) show(s step) {
@@ -136,12 +151,13 @@ type jsonLines struct{ out *json.Encoder }
 
 func (j *jsonLines) event(e convert.Event) { j.show(convertStep(e), e.Digest) }
 func (j *jsonLines) blob(e store.Event)    { j.show(blobStep(e), e.Digest.String()) }
+func (j *jsonLines) look(e verify.Event)   { j.show(verifyStep(e), e.Digest) }
 func (j *jsonLines) end(bool)              {}
 
 func (j *jsonLines) show(s step, digest string) {
 	_ = j.out.Encode(struct {
 		What   string `json:"what"`
-		Digest string `json:"digest"`
+		Digest string `json:"digest,omitempty"`
 		Stage  string `json:"stage"`
 		Done   int64  `json:"done"`
 		Total  int64  `json:"total,omitempty"`
@@ -174,6 +190,7 @@ func newBars(out io.Writer) *bars {
 
 func (b *bars) event(e convert.Event) { b.show(convertStep(e)) }
 func (b *bars) blob(e store.Event)    { b.show(blobStep(e)) }
+func (b *bars) look(e verify.Event)   { b.show(verifyStep(e)) }
 
 func (b *bars) show(s step) {
 	b.mu.Lock()
