@@ -122,10 +122,40 @@ func decodeGzip(dst, src []byte) (int, error) {
 	return n, err
 }
 
-// encoders holds idle zstd encoders at nydus' default level, 3.
-var encoders = sync.Pool{New: func() any {
+// encoders are zstd encoders at nydus' default level, 3, for chunks up to a size.
+// An encoder takes as much memory as its window, so that of small chunks is
+// small; it is never smaller than they are, up to where nydus' own ends.
+type encoders struct {
+	window int
+	// idle is no sync.Pool: an encoder is dear to make, and a collection of garbage
+	// would take those that are not at work.
+	idle chan *zstd.Encoder
+}
+
+var (
+	smallEncoders = encoders{1 << 20, make(chan *zstd.Encoder, 16)}
+	largeEncoders = encoders{8 << 20, make(chan *zstd.Encoder, 16)}
+)
+
+func (p *encoders) encode(dst, src []byte) []byte {
+	var e *zstd.Encoder
+	select {
+	case e = <-p.idle:
+	default:
+		e = p.make()
+	}
+	out := e.EncodeAll(src, dst[:0])
+	select {
+	case p.idle <- e:
+	default:
+	}
+	return out
+}
+
+func (p *encoders) make() *zstd.Encoder {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithWindowSize(p.window),
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithLowerEncoderMem(true),
 		zstd.WithEncoderCRC(false)) // the image has a digest for each chunk
@@ -133,7 +163,7 @@ var encoders = sync.Pool{New: func() any {
 		panic("codec: " + err.Error()) // the options are constants
 	}
 	return e
-}}
+}
 
 // Encode compresses src, one chunk. Where that does not make it smaller, or src
 // is empty, out is src itself and compressed is false: the format tells a raw
@@ -150,9 +180,11 @@ func Encode(c blob.Compressor, dst, src []byte) (out []byte, compressed bool, er
 	case blob.CompressorLZ4Block:
 		out, err = encodeLZ4(dst, src)
 	case blob.CompressorZstd:
-		e := encoders.Get().(*zstd.Encoder)
-		out = e.EncodeAll(src, dst[:0])
-		encoders.Put(e)
+		p := &largeEncoders
+		if len(src) <= smallEncoders.window {
+			p = &smallEncoders
+		}
+		out = p.encode(dst, src)
 	default:
 		return nil, false, fmt.Errorf("encode %v: %w", c, errors.ErrUnsupported)
 	}
