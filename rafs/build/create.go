@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -256,6 +257,7 @@ func (o *Options) cipher() (*write.Cipher, *xts.Key, error) {
 func (c *creation) read(files *counter) (err error) {
 	o := c.opts
 	if o.Type == Directory {
+		files.seen = &watched{tell: o.Progress}
 		c.layer, err = folder.Read(c.ctx, o.Source, files, folder.Options{
 			TempDir: o.TempDir, Limits: o.Limits, Whiteouts: o.Whiteouts, NoOwner: o.NoOwner,
 			First: o.Prefetch.absolute(), FirstDone: files.firstDone,
@@ -267,13 +269,13 @@ func (c *creation) read(files *counter) (err error) {
 		return err
 	}
 	defer f.Close()
-	plain, err := tree.Decompress(newReader(f))
+	plain, err := tree.Decompress(newReader(o.watch(f)))
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
 	c.layer, err = tree.ReadTar(c.ctx, plain, files, tree.ReadOptions{
-		Limits: o.Limits, TempDir: o.TempDir, Whiteouts: o.Whiteouts,
+		Limits: o.Limits, TempDir: o.TempDir, Whiteouts: o.Whiteouts, Skip: o.skip(),
 	})
 	if err != nil {
 		return err
@@ -357,7 +359,7 @@ func (c *creation) publish() (*Result, error) {
 		if o.Blob != "" {
 			err = c.blob.publish()
 		} else {
-			err = c.blob.publishAs(c.info.ID)
+			err = c.blob.publishAs(cmp.Or(o.BlobID, c.info.Object.ID))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("blob: %w", err)

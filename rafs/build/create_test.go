@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -404,5 +405,49 @@ func TestNoOwner(t *testing.T) {
 	o.NoOwner, o.Whiteouts = true, tree.WhiteoutNone
 	if im := openTest(t, create(t, o).Bootstrap); im.Super().Flags&layout.FlagExplicitUIDGID != 0 {
 		t.Error("owners are explicit")
+	}
+}
+
+// A layer that stays what it is, indexed; merged, it is the image.
+func TestTargzRef(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made")
+	want := rafstest.Manifest(t, filepath.Join(dir, "trees/tarable.ndjson"))
+	want = slices.DeleteFunc(want, func(e rafstest.Entry) bool { return e.Mode&tree.TypeMask == tree.TypeSocket })
+	plain, err := os.ReadFile(filepath.Join(dir, "tars/tarable.tar"))
+	must(t, err)
+	var gz bytes.Buffer
+	z := gzip.NewWriter(&gz)
+	_, err = z.Write(plain)
+	must(t, err, z.Close())
+	for _, inline := range []bool{false, true} {
+		o := options(t, filepath.Join(t.TempDir(), "layer.tar.gz"))
+		must(t, os.WriteFile(o.Source, gz.Bytes(), 0o600))
+		layer := blob.DigesterSHA256.Sum(gz.Bytes()).String()
+		must(t, os.WriteFile(filepath.Join(o.BlobDir, layer), gz.Bytes(), 0o600))
+		o.Type, o.TOC = TargzRef, true
+		if o.InlineMeta = inline; inline {
+			o.Bootstrap = ""
+		}
+		r := create(t, o)
+		if r.Blob != layer || !slices.Equal(r.Blobs, []string{layer}) {
+			t.Errorf("blobs %q, want the layer, %s", r.Blobs, layer)
+		}
+		at := r.Bootstrap
+		if inline {
+			for _, name := range files(t, o.BlobDir) {
+				if name != layer {
+					at = merge(t, mergeOptions(t, filepath.Join(o.BlobDir, name))).Bootstrap
+				}
+			}
+		}
+		im := openTest(t, at)
+		b := im.Blobs()[0]
+		if b.ID != layer || b.MetaID == layer || b.MetaID == "" || b.CompressedSize != uint64(gz.Len()) {
+			t.Errorf("inline %t: blob %+v, want the layer and its index apart", inline, b)
+		}
+		if _, err := os.Stat(filepath.Join(o.BlobDir, b.MetaID)); err != nil {
+			t.Errorf("inline %t: the index: %v", inline, err)
+		}
+		compare(t, at, []string{o.BlobDir}, want)
 	}
 }

@@ -248,6 +248,9 @@ func (o *ownBlob) fix(info *rafs.Info) error {
 	if !tarfs && (!separate || len(opts.BlobIDs) > 0) {
 		info.ID = o.id
 	}
+	if sum, err := parseDigest(stem(o.path)); err == nil && separate && features&layout.FeatureInlinedFSMeta != 0 {
+		e.MetaDigest = sum // the bootstrap came out of this object
+	}
 	if len(opts.BlobDigests) > 0 {
 		sum, err := parseDigest(opts.BlobDigests[i])
 		if err != nil {
