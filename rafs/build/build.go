@@ -121,6 +121,10 @@ type Host struct {
 	NoCheck bool
 	// Log gets warnings; none by default.
 	Log *slog.Logger
+	// Progress, if set, is told how much of the source Create has read, in bytes: of
+	// a file, or of the files in a folder, whose total is not known and 0. It is
+	// called by the goroutine that reads, about once in 1 MiB.
+	Progress func(done, total int64)
 }
 
 func (h *Host) setDefaults() {

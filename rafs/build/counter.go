@@ -25,6 +25,8 @@ type counter struct {
 	dict    *chunk.Index // or nil
 	foreign *rafs.Blobs
 
+	seen *watched // what was read, or nil
+
 	next   uint32 // number of the blob's next chunk, and
 	offset uint64 // where it will be in the uncompressed space
 	first  uint32
@@ -38,6 +40,9 @@ type counter struct {
 // File is the way of a source to the cutter.
 func (c *counter) File(r io.Reader, size int64, add func(chunk.Ref) error) error {
 	c.end = 0
+	if c.seen != nil && c.seen.tell != nil {
+		c.seen.r, r = r, c.seen
+	}
 	return c.files.File(r, size, func(ref chunk.Ref) error {
 		if ref.Blob == c.own && ref.Index == c.next {
 			c.next++
