@@ -169,6 +169,9 @@ func (p *V5) writeRecord(e *emitter, id tree.ID) error {
 	}
 	in := v5Inode(&n)
 	in.Digest, in.Ino, in.Nlink = m.digest, uint64(m.ino), m.nlink
+	if m.nlink > 1 && n.Type() == tree.TypeFile {
+		in.Flags |= v5.InodeHardlink
+	}
 	if n.IsDir() {
 		in.Size, in.ChildIndex, in.ChildCount = m.size, m.child, m.children
 	}
