@@ -19,6 +19,8 @@ type BlockOptions struct {
 	// slot maps it, which is what nydus-image exports, byte for byte. Such a disk
 	// can be mounted since Linux 6.4 only, and fsck.erofs asks for the devices.
 	DeviceTable bool
+	// TempDir takes what a v5 image needs besides; os.TempDir by default.
+	TempDir string
 	// Progress, if set, is told about the bytes of chunks, and those of the disk
 	// once more when they are hashed.
 	Progress Progress
@@ -43,15 +45,16 @@ type Disk struct {
 // table: all addresses are those of the one disk.
 //
 // Each chunk is written once, where the image has it in the uncompressed space of
-// its blob. Blocks of zeros become holes of the file. The file appears at path
+// its blob. A v5 image, which has no metadata for that, gets metadata of EROFS. Blocks of zeros become holes of the file. The file appears at path
 // when it is complete and on the disk, in one step; before that nothing of it can
 // be seen, and nothing is left of it after an error or a kill. The error is that
 // of the file system if that is full.
 func Block(ctx context.Context, im *image.Image, data *Data, path string, o BlockOptions) (disk *Disk, err error) {
-	plan, err := planDisk(ctx, im, o.DeviceTable)
+	plan, err := planDisk(ctx, im, &o)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, plan.close()) }()
 	out, err := create(path)
 	if err != nil {
 		return nil, err
@@ -133,8 +136,11 @@ func (b *blockWriter) chunks(ctx context.Context, data *Data) error {
 // segments yields the chunks of all blobs.
 func (p *diskPlan) segments() iter.Seq2[blob.Segment, error] {
 	return func(yield func(blob.Segment, error) bool) {
-		for i := range p.bases {
-			for seg, err := range ChunkSegments(p.im, uint32(i)) {
+		for i := range p.source.Blobs() {
+			for seg, err := range ChunkSegments(p.source, uint32(i)) {
+				if err == nil && p.place(&seg.Chunk) < 0 {
+					continue
+				}
 				if !yield(seg, err) {
 					return
 				}

@@ -64,18 +64,17 @@ func v6(t testing.TB) []rafstest.Case {
 // fsck.erofs finds nothing and extracts everything.
 func TestBlockMount(t *testing.T) {
 	testenv.NeedsRoot(t)
-	for _, c := range v6(t) {
+	for _, c := range every(t) {
 		t.Run(c.Name, func(t *testing.T) {
 			im, d := open(t, c)
 			path, _ := disk(t, im, d, export.BlockOptions{})
 			rafstest.Compare(t, tree(t, c, im), rafstest.Dir(mount(t, path)))
-			if im.Super().BlockSize != 4096 {
+			if im.Super().BlockSize == 512 {
 				return // fsck.erofs knows no other blocks
 			}
-			for _, args := range [][]string{{path}, {"--extract=" + filepath.Join(t.TempDir(), "x"), path}} {
-				if out := run(t, "fsck.erofs", args...); strings.Contains(out, "<E>") || strings.Contains(out, "<W>") {
-					t.Errorf("fsck.erofs %q: %s", args, out)
-				}
+			// With --extract it reads all data, too.
+			if out := run(t, "fsck.erofs", "--extract", path); strings.Contains(out, "<E>") || strings.Contains(out, "<W>") {
+				t.Errorf("fsck.erofs: %s", out)
 			}
 		})
 	}
@@ -138,7 +137,7 @@ func mustOpen(t testing.TB, path string) *os.File {
 
 // The hash tree is what veritysetup makes of the disk, and what it accepts.
 func TestBlockVerity(t *testing.T) {
-	for _, name := range []string{"v6-zstd-blake3", "v6-bigdir", "v6-layers"} {
+	for _, name := range []string{"v6-zstd-blake3", "v6-bigdir", "v6-layers", "v5-zstd-blake3"} {
 		im, d := open(t, named(t, every(t), name))
 		path, got := disk(t, im, d, export.BlockOptions{Verity: true})
 		v := got.Verity
@@ -260,7 +259,10 @@ func TestBlockErrors(t *testing.T) {
 	for name, f := range map[string]func() error{
 		"no blob":  func() error { _, err := export.Block(t.Context(), im, none, path, export.BlockOptions{}); return err },
 		"canceled": func() error { _, err := export.Block(ctx, im, d, path, export.BlockOptions{Verity: true}); return err },
-		"v5":       func() error { _, err := export.Block(t.Context(), v5, v5data, path, export.BlockOptions{}); return err },
+		"v5 with a device table": func() error {
+			_, err := export.Block(t.Context(), v5, v5data, path, export.BlockOptions{DeviceTable: true})
+			return err
+		},
 		"a folder": func() error { _, err := export.Block(t.Context(), im, d, dir, export.BlockOptions{}); return err },
 		"no folder": func() error {
 			_, err := export.Block(t.Context(), im, d, filepath.Join(dir, "none/disk"), export.BlockOptions{})

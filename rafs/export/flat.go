@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -21,8 +22,10 @@ const blobAlign = 512 << 10
 
 // diskPlan says where everything goes on a disk.
 type diskPlan struct {
-	im      *image.Image
-	boot    []byte // the bootstrap, which the disk begins with
+	im      *image.Image // whose metadata the disk gets
+	source  *image.Image // whose data
+	remade  *remade      // of a v5 image; else nil, and both are one
+	boot    []byte       // the bootstrap, which the disk begins with
 	super   v6.Super
 	ext     v6.ExtSuper
 	keep    bool    // the bootstrap stays as it is
@@ -36,33 +39,62 @@ func (p *diskPlan) blockSize() int { return 1 << p.super.BlockBits }
 
 func (p *diskPlan) size() int64 { return p.blocks << p.super.BlockBits }
 
-// place is where a chunk goes.
+// place is where a chunk of the source goes, -1 if nowhere.
 func (p *diskPlan) place(c *blob.Chunk) int64 {
-	return p.bases[c.Blob.Index] + int64(c.UncompressedOffset)
+	if p.remade == nil {
+		return p.bases[c.Blob.Index] + int64(c.UncompressedOffset)
+	}
+	i, off, ok := p.remade.place(c)
+	if !ok {
+		return -1
+	}
+	return p.bases[i] + off
 }
 
-func planDisk(ctx context.Context, im *image.Image, keep bool) (*diskPlan, error) {
-	if v := im.Super().Version; v != 6 {
-		return nil, fmt.Errorf("%w: a disk needs the metadata of EROFS, this is RAFS v%d", image.ErrUnsupported, v)
+// close gives back what the plan holds beside the image.
+func (p *diskPlan) close() error {
+	if p.remade == nil {
+		return nil
 	}
-	p := &diskPlan{im: im, boot: im.Bytes(), keep: keep}
-	var err error
+	return p.remade.im.Close()
+}
+
+func planDisk(ctx context.Context, im *image.Image, o *BlockOptions) (p *diskPlan, err error) {
+	p = &diskPlan{im: im, source: im, keep: o.DeviceTable}
+	if v := im.Super().Version; v != 6 {
+		if p.keep {
+			return nil, fmt.Errorf("%w: RAFS v%d has no device table", image.ErrUnsupported, v)
+		}
+		if p.remade, err = remake(ctx, im, o.TempDir); err != nil {
+			return nil, fmt.Errorf("EROFS metadata of a v%d image: %w", v, err)
+		}
+		p.im = p.remade.im
+	}
+	if err := p.arrange(ctx); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+// arrange finds a place for everything.
+func (p *diskPlan) arrange(ctx context.Context) (err error) {
+	p.boot = p.im.Bytes()
 	if p.super, err = v6.DecodeSuper(p.boot[v6.SuperOffset:]); err != nil {
-		return nil, err
+		return err
 	}
 	if p.ext, err = v6.DecodeExtSuper(p.boot[v6.ExtSuperOffset:]); err != nil {
-		return nil, err
+		return err
 	}
 	p.targets = roundUp(int64(len(p.boot)), int64(p.blockSize()))
 	pos, err := p.longTargets(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, b := range im.Blobs() {
+	for _, b := range p.im.Blobs() {
 		base, size := roundUp(pos, blobAlign), p.extent(b.Index)
-		if keep {
+		if p.keep {
 			if base, size, err = p.mapped(b, pos, size); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		p.bases = append(p.bases, base)
@@ -71,9 +103,9 @@ func planDisk(ctx context.Context, im *image.Image, keep bool) (*diskPlan, error
 	p.blocks = roundUp(pos, int64(p.blockSize())) >> p.super.BlockBits
 	// The last number stands for no block.
 	if p.blocks >= math.MaxUint32 {
-		return nil, fmt.Errorf("%w: disk of %d blocks, EROFS counts up to %d", image.ErrUnsupported, p.blocks, uint32(math.MaxUint32))
+		return fmt.Errorf("%w: disk of %d blocks, EROFS counts up to %d", image.ErrUnsupported, p.blocks, uint32(math.MaxUint32))
 	}
-	return p, nil
+	return nil
 }
 
 // moved tells whether the target of a symbolic link has to be written anew. Of one
@@ -292,7 +324,7 @@ func (p *diskPlan) superblock(w file) error {
 // uuid tells disks of different images apart: version 8 of RFC 9562, from the
 // bootstrap's digest.
 func (p *diskPlan) uuid() [16]byte {
-	sum := p.im.Super().SHA256
+	sum := p.source.Super().SHA256
 	id := [16]byte(sum[:16])
 	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80

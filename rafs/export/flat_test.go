@@ -200,9 +200,7 @@ func FuzzExport(f *testing.F) {
 		}
 		d := data(t, im, c.Blobs)
 		fuzzTar(t, c, im, d)
-		if im.Super().Version == 6 {
-			fuzzDisk(t, c, im, d)
-		}
+		fuzzDisk(t, c, im, d)
 	})
 }
 
@@ -252,8 +250,9 @@ func fuzzTar(t *testing.T, c rafstest.Case, im *image.Image, d *export.Data) {
 func fuzzDisk(t *testing.T, c rafstest.Case, im *image.Image, d *export.Data) {
 	path := t.TempDir() + "/disk"
 	disk, err := export.Block(t.Context(), im, d, path, export.BlockOptions{})
+	v5 := im.Super().Version == 5
 	if err != nil {
-		if !errors.Is(err, blob.ErrCorrupt) && !errors.Is(err, blob.ErrDigest) && !errors.Is(err, image.ErrUnsupported) &&
+		if !v5 && !errors.Is(err, blob.ErrCorrupt) && !errors.Is(err, blob.ErrDigest) && !errors.Is(err, image.ErrUnsupported) &&
 			!errors.Is(err, unix.EFBIG) && !errors.Is(err, unix.ENOSPC) && !isBackend(err) {
 			t.Errorf("disk: %v", err)
 		}
@@ -264,6 +263,9 @@ func fuzzDisk(t *testing.T, c rafstest.Case, im *image.Image, d *export.Data) {
 		t.Fatalf("disk %+v: %v", disk, err)
 	}
 	defer flat.Close()
+	if v5 {
+		return // its nodes are not those of the disk
+	}
 	if _, err := flat.compare(im, c.Blobs); err != nil {
 		t.Errorf("disk %+v: %v", disk, err)
 	}
