@@ -215,28 +215,38 @@ func (m *chunkMap) layoutRecord(ref chunk.Ref) (layout.ChunkRecord, error) {
 	}, err
 }
 
-// chunkKeySize is the size of what the chunk table of a v6 bootstrap is sorted by.
-const chunkKeySize = 32 + 4 + 4
-
 // sortUsed gives the records of all chunks in use to a sorter, by digest, blob
-// and index, and returns how many they are.
-func (m *chunkMap) sortUsed(s *spill.Sorter) (uint64, error) {
-	n := uint64(0)
+// and index, and returns how many they are. Of chunks without a digest, as tarfs
+// has them, a blob has one record, the last (nydus builder/src/core/v6.rs).
+func (m *chunkMap) sortUsed(s *spill.Sorter) (n uint64, err error) {
 	var key, value []byte
+	add := func(r *layout.ChunkRecord) error {
+		key = append(key[:0], r.Digest[:]...)
+		key = binary.BigEndian.AppendUint32(key, r.BlobIndex)
+		key = binary.BigEndian.AppendUint32(key, r.Index)
+		value = r.Append(value[:0])
+		n++
+		return s.Add(key, value)
+	}
 	for l, inUse := range m.inUse {
+		var last *layout.ChunkRecord
 		for i := range inUse.all() {
 			r, err := m.layoutRecord(chunk.Ref{Blob: uint32(l), Index: i})
+			if err == nil && r.Digest == [32]byte{} {
+				last = &r
+				continue
+			}
+			if err == nil {
+				err = add(&r)
+			}
 			if err != nil {
 				return 0, err
 			}
-			key = append(key[:0], r.Digest[:]...)
-			key = binary.BigEndian.AppendUint32(key, r.BlobIndex)
-			key = binary.BigEndian.AppendUint32(key, r.Index)
-			value = r.Append(value[:0])
-			if err := s.Add(key, value); err != nil {
+		}
+		if last != nil {
+			if err := add(last); err != nil {
 				return 0, err
 			}
-			n++
 		}
 	}
 	return n, nil
