@@ -68,7 +68,7 @@ func TestBlockMount(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			im, d := open(t, c)
 			path, _ := disk(t, im, d, export.BlockOptions{})
-			rafstest.Compare(t, tree(t, c, im), rafstest.Dir(mount(t, path)))
+			rafstest.Compare(t, shows(t, c, im), rafstest.Dir(mount(t, path)))
 			if im.Super().BlockSize == 512 {
 				return // fsck.erofs knows no other blocks
 			}
@@ -226,7 +226,7 @@ func TestBlockDeviceTableMount(t *testing.T) {
 		if im.Super().BlockSize != 4096 {
 			// Linux does not see the whole of links/nearly-page there, as nydus-image
 			// writes it.
-			c.Want = slices.DeleteFunc(slices.Clone(tree(t, c, im)), func(e rafstest.Entry) bool { return len(e.Link) > 512 })
+			c.Want = slices.DeleteFunc(slices.Clone(shows(t, c, im)), func(e rafstest.Entry) bool { return len(e.Link) > 512 })
 			dir := mount(t, path)
 			rafstest.Compare(t, c.Want, func(yield func(rafstest.Entry, error) bool) {
 				for e, err := range rafstest.Dir(dir) {
@@ -237,7 +237,7 @@ func TestBlockDeviceTableMount(t *testing.T) {
 			})
 			continue
 		}
-		rafstest.Compare(t, tree(t, c, im), rafstest.Dir(mount(t, path)))
+		rafstest.Compare(t, shows(t, c, im), rafstest.Dir(mount(t, path)))
 	}
 }
 

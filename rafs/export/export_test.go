@@ -166,8 +166,8 @@ func each(entries []rafstest.Entry) iter.Seq2[rafstest.Entry, error] {
 	}
 }
 
-// tree is what an image shows, by its manifest or, without one, by itself.
-func tree(t testing.TB, c rafstest.Case, im *image.Image) []rafstest.Entry {
+// shows is what an image shows, by its manifest or, without one, by itself.
+func shows(t testing.TB, c rafstest.Case, im *image.Image) []rafstest.Entry {
 	t.Helper()
 	if c.Want != nil {
 		return c.Want

@@ -243,7 +243,7 @@ func fuzzTar(t *testing.T, c rafstest.Case, im *image.Image, d *export.Data) {
 		}
 		return list
 	}
-	want, _ := withoutSockets(strip(tree(t, rafstest.Case{Blobs: c.Blobs}, im)))
+	want, _ := withoutSockets(strip(shows(t, rafstest.Case{Blobs: c.Blobs}, im)))
 	rafstest.Compare(t, want, each(strip(readTar(t, &out.Buffer))))
 }
 

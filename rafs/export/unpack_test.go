@@ -27,7 +27,7 @@ func TestUnpack(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			im, d := open(t, c)
 			got, stats := unpack(t, im, d, export.UnpackOptions{})
-			want, sockets := withoutSockets(tree(t, c, im))
+			want, sockets := withoutSockets(shows(t, c, im))
 			entries := readTar(t, bytes.NewReader(got))
 			rafstest.Compare(t, want, each(entries))
 			if stats.Entries != int64(len(want))+1 || stats.Sockets != sockets {
@@ -103,7 +103,7 @@ func TestUnpackGNUTar(t *testing.T) {
 		got, _ := unpack(t, im, d, export.UnpackOptions{})
 		dir := t.TempDir()
 		run(t, "tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", save(t, "image.tar", got), "-C", dir)
-		want, _ := withoutSockets(tree(t, c, im))
+		want, _ := withoutSockets(shows(t, c, im))
 		rafstest.Compare(t, want, rafstest.Dir(dir))
 	}
 }
@@ -122,7 +122,7 @@ func TestUnpackWhiteouts(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, _ := unpack(t, im, data(t, im, c.Blobs), export.UnpackOptions{})
-		rafstest.Compare(t, tree(t, c, im), each(readTar(t, bytes.NewReader(got))))
+		rafstest.Compare(t, shows(t, c, im), each(readTar(t, bytes.NewReader(got))))
 		for _, e := range readTar(t, bytes.NewReader(got)) {
 			if base := filepath.Base(e.Path); strings.HasPrefix(base, ".wh.") {
 				found[base] = true
