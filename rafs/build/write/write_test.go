@@ -262,13 +262,7 @@ func TestSharingAcrossLayers(t *testing.T) {
 			if got := len(b.plan.Blobs()); got != tc.blobs {
 				t.Errorf("%d blobs, want %d", got, tc.blobs)
 			}
-			counts := make([]int, len(b.plan.Blobs()))
-			for l, used := range b.plan.(*V6).chunks.inUse {
-				for range used.all() {
-					counts[b.plan.(*V6).chunks.number[l]]++
-				}
-			}
-			if got := strings.Trim(fmt.Sprint(counts), "[]"); got != tc.used {
+			if got := strings.Trim(fmt.Sprint(chunksByBlob(b.plan)), "[]"); got != tc.used {
 				t.Errorf("chunk records by blob: %s, want %s", got, tc.used)
 			}
 		})
