@@ -2,54 +2,180 @@ package fetch
 
 import (
 	"github.com/rafsd/rafsd/rafs/blob/cache"
+	"github.com/rafsd/rafsd/rafs/blob/codec/unit"
 )
 
-// companions adds to a batch the other chunks of its units that are missing: they
-// are decoded anyway. All chunks of a unit are no longer than it is together, or
-// else something is wrong with them; what is more is left alone.
-func (e *Engine) companions(b *batch) {
-	s := b.store
-	if s.units == nil || b.flights[0].foreign {
-		return
-	}
-	have := presence{cache: s.cache}
-	for _, p := range b.pieces() {
-		if p.unit == nil || !s.fills() && int(p.unit.OutSize) > e.opts.Recent/2 {
+// gathering finds what is to be fetched together with some chunks of shared units.
+type gathering struct {
+	e    *Engine
+	s    *store
+	t    *table
+	have presence
+	// all are the flights that may be taken: first those that were asked for.
+	all   []candidate
+	asked int
+	units map[unit.Unit]*uint32 // the last chunk seen of each
+	lost  []*flight             // those whose chunks cannot be found
+	err   error                 // why the last of them cannot
+}
+
+type candidate struct {
+	flight *flight
+	place  unit.Place
+	// own marks a flight that is under way already, with waiters, and not one made
+	// for the occasion.
+	own bool
+}
+
+// gather makes the caller the one who fetches the units of some flights: those
+// under way that nobody has planned yet (own), and new ones (fresh). It takes
+// along all other chunks of these units that are missing, since they are decoded
+// anyway. What somebody else plans is left out. lost are own flights that the
+// table has no right place for.
+func (e *Engine) gather(t *table, own, fresh []*flight) (out, lost []*flight, err error) {
+	g := &gathering{e: e, t: t, units: map[unit.Unit]*uint32{}}
+	for i, f := range append(own[:len(own):len(own)], fresh...) {
+		g.s = f.store
+		p, err := t.Find(&f.chunk)
+		if err != nil {
+			g.err = err
+			if i < len(own) {
+				g.lost = append(g.lost, f)
+			}
 			continue
 		}
-		room := int64(p.unit.OutSize)
-		for _, f := range p.flights {
-			room -= int64(f.chunk.UncompressedSize)
+		g.all = append(g.all, candidate{f, p, i < len(own)})
+	}
+	if g.s == nil {
+		return nil, nil, nil
+	}
+	g.have.cache, g.asked = g.s.cache, len(g.all)
+	for _, c := range g.all[:g.asked] {
+		if g.units[c.place.Unit] == nil {
+			g.unit(c)
 		}
-		first := p.flights[0]
-		first.table.Neighbours(p.unit, first.chunk.Index, func(i uint32) bool {
-			f := e.companion(first, i, &have)
-			if f == nil {
-				return true
-			}
-			if room -= int64(f.chunk.UncompressedSize); room < 0 || !s.claim(f) {
-				return room >= 0
-			}
-			b.flights = append(b.flights, f)
-			e.stats.amplified.Add(1)
+	}
+	if len(g.units) == 1 && g.s.fills() {
+		g.amplify(g.all[0])
+	}
+	return g.take(), g.lost, g.err
+}
+
+// unit adds the other chunks of the unit of a chunk. All of them are no longer
+// than it is together, or else something is wrong; what is more is left alone.
+func (g *gathering) unit(of candidate) {
+	u, last := of.place.Unit, of.flight.chunk.Index
+	g.units[u] = &last
+	if of.flight.foreign || !g.s.fills() && int(u.OutSize) > g.e.opts.Recent/2 {
+		return
+	}
+	room := int64(u.OutSize)
+	for _, c := range g.all[:g.asked] {
+		if c.place.Unit == u {
+			room -= int64(c.flight.chunk.UncompressedSize)
+		}
+	}
+	asked := map[uint32]bool{}
+	for _, c := range g.all[:g.asked] {
+		asked[c.flight.chunk.Index] = true
+	}
+	g.t.Neighbours(&u, of.flight.chunk.Index, func(i uint32) bool {
+		last = max(last, i)
+		if asked[i] {
 			return true
-		})
+		}
+		c, ok := g.missing(i)
+		if !ok || c.place.Unit != u {
+			return true
+		}
+		if room -= int64(c.flight.chunk.UncompressedSize); room < 0 {
+			return false
+		}
+		g.all = append(g.all, c)
+		return true
+	})
+}
+
+// amplify adds the units that follow, as long as they are missing and cost little.
+func (g *gathering) amplify(first candidate) {
+	start, last := first.place.Unit, first.place.Unit
+	for {
+		end := last.Offset + uint64(last.Size)
+		c, ok := g.missing(*g.units[last] + 1)
+		if !ok {
+			return
+		}
+		u := c.place.Unit
+		if g.units[u] != nil || u.Offset < end || u.Offset > end+uint64(g.e.opts.Gap) ||
+			int64(u.Offset-start.Offset)+int64(u.Size) > int64(g.e.opts.Amplify) {
+			return
+		}
+		g.all = append(g.all, c)
+		g.unit(c)
+		last = u
 	}
 }
 
-// companion is a flight for chunk i in the unit of another flight; nil if it is
-// not missing.
-func (e *Engine) companion(of *flight, i uint32, have *presence) *flight {
-	s := of.store
-	c, ok := e.opts.Catalog.Chunk(s.info.Index, i)
-	if !ok || !c.Shared || e.checkChunk(&c) != nil || s.isReady(i) || have.has(i) {
-		return nil
+// missing makes a candidate of a chunk, false if it is not missing or in no unit.
+func (g *gathering) missing(i uint32) (candidate, bool) {
+	c, ok := g.e.opts.Catalog.Chunk(g.s.info.Index, i)
+	if !ok || !c.Shared || g.e.checkChunk(&c) != nil || g.s.isReady(i) || g.have.has(i) {
+		return candidate{}, false
 	}
-	f := s.flight(c)
-	if f.locate(of.table) != nil || f.place.Unit != of.place.Unit {
-		return nil
+	p, err := g.t.Find(&c)
+	return candidate{flight: g.s.flight(c), place: p}, err == nil
+}
+
+// take takes all that nobody else has taken, at once: who comes later finds all
+// chunks of a unit under way, or none. Units of which nothing is left that was
+// asked for are left alone.
+func (g *gathering) take() (out []*flight) {
+	s := g.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	live := false
+	for i, c := range g.all {
+		if i == g.asked && !live {
+			break
+		}
+		f := c.flight
+		if !c.own {
+			f = s.claimOr(f)
+		}
+		if f == nil || c.own && !f.adoptable {
+			continue
+		}
+		f.adoptable = false
+		f.place, f.table, f.start, f.size = &c.place, g.t, c.place.Unit.Offset, int(c.place.Unit.Size)
+		out = append(out, f)
+		live = true
+		if i >= g.asked {
+			g.e.stats.amplified.Add(1)
+		}
 	}
-	return f
+	lost := g.lost[:0]
+	for _, f := range g.lost {
+		if f.adoptable {
+			f.adoptable = false
+			lost = append(lost, f)
+		}
+	}
+	g.lost = lost
+	return out
+}
+
+// claimOr makes f the flight of its chunk, or gives the one that there is if nobody
+// has planned it; else nil. The caller holds mu.
+func (s *store) claimOr(f *flight) *flight {
+	old := s.flights[f.chunk.Index]
+	switch {
+	case old == nil:
+		s.flights[f.chunk.Index] = f
+		return f
+	case old.adoptable:
+		return old
+	}
+	return nil
 }
 
 // presence remembers what a cache holds, a run of chunks at a time.

@@ -31,6 +31,9 @@ type flight struct {
 	// Guarded by store.mu.
 	waiters []*waiter
 	batch   *batch // nil until a request for it is planned
+	// adoptable marks a flight whose chunk shares a unit and that nobody has planned
+	// yet: whoever plans a request for the unit first takes it along.
+	adoptable bool
 }
 
 // batch is one range request and the flights that it serves.
@@ -73,7 +76,7 @@ func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 	if e.foreign(&c) {
 		// Nobody shares it.
 		f := s.flight(c)
-		f.foreign, f.waiters = true, []*waiter{w}
+		f.foreign, f.waiters, f.adoptable = true, []*waiter{w}, c.Shared
 		w.flight = f
 		return f
 	}
@@ -89,7 +92,7 @@ func (e *Engine) joinFlight(w *waiter, c blob.Chunk) *flight {
 		return nil
 	}
 	f := s.flight(c)
-	f.waiters, w.flight = []*waiter{w}, f
+	f.waiters, f.adoptable, w.flight = []*waiter{w}, c.Shared, f
 	// A flight may have ended since the caller looked.
 	if w.page = e.recent.get(keyOf(&c)); w.page != nil {
 		e.stats.recentHits.Add(1)

@@ -22,6 +22,9 @@ func (e *Engine) start(fresh []*flight, inline bool) {
 			case s.tar != nil && !s.tar.settle(f):
 				unsealed = append(unsealed, f)
 			case !f.foreign && s.cache != nil && s.cache.Present(f.chunk.Index):
+				if f.chunk.Shared && !s.adopt(f) {
+					continue // it is being fetched with its unit
+				}
 				if inline && len(fresh) == 1 {
 					e.verifyCached(f)
 				} else {
@@ -79,37 +82,42 @@ func (e *Engine) fetch(s *store, missing []*flight, c class) {
 	}
 }
 
+// offer lets anybody plan flights who fetches their units.
+func (s *store) offer(flights ...*flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range flights {
+		f.adoptable = true
+	}
+}
+
+// adopt makes the caller the one who plans a flight, unless somebody was before.
+func (s *store) adopt(f *flight) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ok := f.adoptable
+	f.adoptable = false
+	return ok
+}
+
 // fetchShared sets flights going whose chunks lie in units with others.
 func (e *Engine) fetchShared(s *store, flights []*flight, c class) {
 	t, err := e.table(e.ctx, s)
 	if err != nil {
-		e.landUnplanned(flights, err)
+		for _, f := range flights {
+			if s.adopt(f) {
+				e.landUnplanned([]*flight{f}, err)
+			}
+		}
 		return
 	}
-	var placed, lost []*flight
-	for _, f := range flights {
-		if perr := f.locate(t); perr != nil {
-			lost, err = append(lost, f), perr
-		} else {
-			placed = append(placed, f)
-		}
-	}
-	for _, b := range e.plan(s, placed) {
+	found, lost, err := e.gather(t, flights, nil)
+	for _, b := range e.plan(s, found) {
 		e.launch(b, c)
 	}
 	if lost = e.elsewhere(t, lost, c); len(lost) > 0 {
 		e.landUnplanned(lost, err)
 	}
-}
-
-// locate finds the range of a flight whose chunk lies in a unit.
-func (f *flight) locate(t *table) error {
-	p, err := t.Find(&f.chunk)
-	if err != nil {
-		return err
-	}
-	f.place, f.table, f.start, f.size = &p, t, p.Unit.Offset, int(p.Unit.Size)
-	return nil
 }
 
 // elsewhere asks another table for flights that one has misled, and returns those
@@ -133,6 +141,7 @@ func (e *Engine) elsewhere(t *table, flights []*flight, c class) (rest []*flight
 	}
 	if len(again) > 0 {
 		e.stats.refetches.Add(uint64(len(again)))
+		s.offer(again...)
 		e.running.Go(func() { e.fetchShared(s, again, c) })
 	}
 	return rest
@@ -142,15 +151,19 @@ func (e *Engine) elsewhere(t *table, flights []*flight, c class) (rest []*flight
 // ones by neighbours that are missing, too.
 func (e *Engine) plan(s *store, missing []*flight) []*batch {
 	slices.SortFunc(missing, func(a, b *flight) int { return cmp.Compare(a.start, b.start) })
-	var out []*batch
-	for _, f := range missing {
+	out := e.cut(missing)
+	for _, b := range out {
+		e.amplify(b)
+	}
+	return out
+}
+
+// cut makes range requests of flights of one blob in their order.
+func (e *Engine) cut(flights []*flight) (out []*batch) {
+	for _, f := range flights {
 		if n := len(out) - 1; n < 0 || !e.extend(out[n], f, e.opts.MaxRange) {
 			out = append(out, newBatch(f))
 		}
-	}
-	for _, b := range out {
-		e.amplify(b)
-		e.companions(b)
 	}
 	return out
 }
@@ -185,7 +198,7 @@ func (e *Engine) extend(b *batch, f *flight, limit int) bool {
 // are missing and cost little. Without a cache they would be thrown away.
 func (e *Engine) amplify(b *batch) {
 	s, last := b.store, b.flights[len(b.flights)-1]
-	if !s.fills() || b.flights[0].foreign {
+	if !s.fills() || b.flights[0].foreign || last.place != nil {
 		return
 	}
 	const most = 64
@@ -194,13 +207,10 @@ func (e *Engine) amplify(b *batch) {
 	s.cache.PresentRange(next, have[:])
 	for i := range uint32(most) {
 		c, ok := e.opts.Catalog.Chunk(s.info.Index, next+i)
-		if !ok || b.size >= e.opts.Amplify || have[i] || s.isReady(c.Index) || e.checkChunk(&c) != nil {
+		if !ok || c.Shared || b.size >= e.opts.Amplify || have[i] || s.isReady(c.Index) || e.checkChunk(&c) != nil {
 			return
 		}
 		f := s.flight(c)
-		if c.Shared && (last.table == nil || f.locate(last.table) != nil) {
-			return
-		}
 		if _, ok := e.fits(b, f, e.opts.Amplify); !ok || !s.claim(f) {
 			return
 		}

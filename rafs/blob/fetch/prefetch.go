@@ -1,10 +1,12 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/rafsd/rafsd/rafs/blob"
 )
@@ -83,49 +85,51 @@ func (p *prefetching) flush(ctx context.Context) error {
 			return err
 		}
 	}
-	var b *batch
-	for _, c := range p.next {
-		f, err := p.flight(ctx, c)
-		if err != nil {
-			p.launch(b) // its flights are claimed
-			return err
-		}
-		if f == nil || f.store.isReady(c.Index) || !f.store.claim(f) {
-			continue
-		}
-		p.e.stats.prefetched.Add(1)
-		if b != nil && p.e.extend(b, f, p.e.opts.MaxRange) {
-			continue
-		}
-		p.launch(b)
-		b = newBatch(f)
+	flights, err := p.claim(ctx)
+	p.e.stats.prefetched.Add(uint64(len(flights)))
+	for _, b := range p.e.cut(flights) {
+		p.e.launch(b, prefetch)
+		p.out = append(p.out, b)
 	}
-	p.launch(b)
 	p.next, p.bytes = p.next[:0], 0
-	return nil
+	return err
 }
 
-// flight makes a flight for a chunk; nil if that cannot be found in its blob.
-func (p *prefetching) flight(ctx context.Context, c blob.Chunk) (*flight, error) {
-	s := p.e.store(c.Blob)
-	if s.tar != nil && !s.tar.sealed() {
+// claim makes flights of the gathered chunks that are still missing, by their
+// places in the blob. Those of an error are complete, and to be launched.
+func (p *prefetching) claim(ctx context.Context) (flights []*flight, err error) {
+	if len(p.next) == 0 {
+		return nil, nil
+	}
+	s := p.e.store(p.next[0].Blob)
+	if s.tar != nil {
 		if err := p.e.seal(ctx, s); err != nil {
 			return nil, err
 		}
 	}
-	f := s.flight(c)
-	if !c.Shared {
-		return f, nil
+	var shared []*flight
+	for _, c := range p.next {
+		f := s.flight(c)
+		switch {
+		case s.isReady(c.Index):
+		case c.Shared:
+			shared = append(shared, f)
+		case s.claim(f):
+			flights = append(flights, f)
+		}
+	}
+	if len(shared) == 0 {
+		return flights, nil
 	}
 	t, err := p.e.table(ctx, s)
 	if err != nil {
-		return nil, err
+		return flights, err
 	}
-	if err := f.locate(t); err != nil {
-		p.failed = errors.Join(p.failed, err)
-		return nil, nil
-	}
-	return f, nil
+	found, _, ferr := p.e.gather(t, nil, shared)
+	p.failed = errors.Join(p.failed, ferr)
+	flights = append(flights, found...)
+	slices.SortStableFunc(flights, func(a, b *flight) int { return cmp.Compare(a.start, b.start) })
+	return flights, nil
 }
 
 // cost is about how many bytes a chunk takes of a request.
@@ -134,14 +138,6 @@ func cost(c *blob.Chunk) int {
 		return int(c.UncompressedSize)
 	}
 	return int(c.CompressedSize)
-}
-
-func (p *prefetching) launch(b *batch) {
-	if b != nil {
-		p.e.companions(b)
-		p.e.launch(b, prefetch)
-		p.out = append(p.out, b)
-	}
 }
 
 // await waits for the oldest batch.

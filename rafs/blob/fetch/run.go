@@ -142,6 +142,7 @@ func (e *Engine) verifyCached(f *flight) {
 		e.stats.cacheErrors.Add(1)
 	}
 	e.stats.misses.Add(1)
+	f.store.offer(f)
 	e.fetch(f.store, []*flight{f}, demand)
 }
 

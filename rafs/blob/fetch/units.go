@@ -94,6 +94,10 @@ func (e *Engine) loadTable(s *store) (*table, error) {
 		from = fromBlob
 	}
 	t, err := e.readTable(s, from == freshBlob)
+	if err != nil && isBad(err) && from == fromBlob {
+		from = freshBlob
+		t, err = e.readTable(s, true)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("chunk information: %w", err)
 	}
