@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -76,6 +77,10 @@ func (b *bootstrapFile) emit(ctx context.Context, h *Host, dir string, t *tree.T
 	return b.check(ctx)
 }
 
+// errRules means that a bootstrap was written for nothing. Unless an input breaks
+// rules that rafs/image can live with, this is a fault of this package.
+var errRules = errors.New("the bootstrap would break rules of the format")
+
 // check reads what was written.
 func (b *bootstrapFile) check(ctx context.Context) error {
 	st, err := b.out.Stat()
@@ -87,8 +92,7 @@ func (b *bootstrapFile) check(ctx context.Context) error {
 		return fmt.Errorf("check of the bootstrap: %w", err)
 	}
 	if len(report.Violations) > 0 {
-		return fmt.Errorf("the bootstrap breaks rules of the format, which is a fault of this program: %w",
-			&check.Error{Violations: report.Violations, More: report.More})
+		return fmt.Errorf("%w: %w", errRules, &check.Error{Violations: report.Violations, More: report.More})
 	}
 	return nil
 }

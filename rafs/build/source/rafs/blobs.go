@@ -43,6 +43,21 @@ type Info struct {
 	PrefetchSize uint32
 }
 
+// clean drops what does not apply to the blob. An image may have it all the same,
+// and nobody looks at it there.
+func (i *Info) clean() {
+	e, f := &i.Entry, layout.Features(i.Entry.Features)
+	if f&layout.FeatureHasTOC == 0 {
+		e.TOCSize, e.TOCDigest = 0, [32]byte{}
+	}
+	if e.Cipher == 0 {
+		e.MetaReserved = 0
+		if f&layout.FeatureSeparate == 0 {
+			e.MetaSize, e.MetaDigest = 0, [32]byte{}
+		}
+	}
+}
+
 // Image is one image whose blobs are known.
 type Image struct {
 	im      *image.Image
@@ -68,6 +83,7 @@ func (b *Blobs) Add(im *image.Image, fix func(*Info) error) (*Image, error) {
 				return nil, err
 			}
 		}
+		info.clean()
 		number, known := b.byID[info.ID]
 		if known {
 			if err := b.list[number].join(info, im, uint32(index)); err != nil {
