@@ -165,6 +165,7 @@ type convertLayerFacts struct {
 	BlobSize      int64  `json:"blob_size"`
 	Chunks        int    `json:"chunks"`
 	DroppedXattrs int    `json:"dropped_xattrs"`
+	Resumed       bool   `json:"resumed"`
 }
 
 func newConvertFacts(r *convert.Result) *convertFacts {

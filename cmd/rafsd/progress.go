@@ -22,6 +22,7 @@ type progress interface {
 	event(convert.Event)
 	blob(store.Event)
 	look(verify.Event)
+	run(step)
 	// end is called once, after the last event. It leaves the screen in order.
 	end(ok bool)
 }
@@ -57,6 +58,7 @@ type silent struct{}
 func (silent) event(convert.Event) {}
 func (silent) blob(store.Event)    {}
 func (silent) look(verify.Event)   {}
+func (silent) run(step)            {}
 func (silent) end(bool)            {}
 
 // step is one thing that makes progress, at one moment.
@@ -115,6 +117,8 @@ func stageText(s convert.Stage) string {
 	switch s {
 	case convert.StageRead:
 		return "converting"
+	case convert.StageFound:
+		return "done before"
 	case convert.StagePush:
 		return "pushing"
 	}
@@ -132,6 +136,7 @@ func newLines(out io.Writer) *lines { return &lines{out, map[string]string{}} }
 func (l *lines) event(e convert.Event) { l.show(convertStep(e)) }
 func (l *lines) blob(e store.Event)    { l.show(blobStep(e)) }
 func (l *lines) look(e verify.Event)   { l.show(verifyStep(e)) }
+func (l *lines) run(s step)            { l.show(s) }
 func (l *lines) end(bool)              {}
 
 func (l *lines) show(s step) {
@@ -152,6 +157,7 @@ type jsonLines struct{ out *json.Encoder }
 func (j *jsonLines) event(e convert.Event) { j.show(convertStep(e), e.Digest) }
 func (j *jsonLines) blob(e store.Event)    { j.show(blobStep(e), e.Digest.String()) }
 func (j *jsonLines) look(e verify.Event)   { j.show(verifyStep(e), e.Digest) }
+func (j *jsonLines) run(s step)            { j.show(s, "") }
 func (j *jsonLines) end(bool)              {}
 
 func (j *jsonLines) show(s step, digest string) {
@@ -191,6 +197,8 @@ func newBars(out io.Writer) *bars {
 func (b *bars) event(e convert.Event) { b.show(convertStep(e)) }
 func (b *bars) blob(e store.Event)    { b.show(blobStep(e)) }
 func (b *bars) look(e verify.Event)   { b.show(verifyStep(e)) }
+
+func (b *bars) run(s step) { b.show(s) }
 
 func (b *bars) show(s step) {
 	b.mu.Lock()

@@ -43,7 +43,7 @@ func BenchmarkConvert(b *testing.B) {
 				b.SetBytes(int64(len(data)))
 				b.ReportAllocs()
 				for b.Loop() {
-					o := Options{Source: src, Target: prefixOCI + b.TempDir(), Workers: workers}
+					o := Options{Source: src, Target: "oci:" + b.TempDir(), Workers: workers}
 					if _, err := Convert(context.Background(), o); err != nil {
 						b.Fatal(err)
 					}

@@ -5,9 +5,10 @@
 // Layers are verified against the digests of the manifest and of the image's
 // configuration as they are read, and a layer that is not what these say becomes
 // part of nothing. No file of an image is ever unpacked: a layer becomes a blob
-// while its tar passes by. Blobs lie in unnamed files of the work folder until
-// they are pushed, so nothing is left when a conversion is cut off; the manifest
-// goes last, so there is no half image under the target's name either.
+// while its tar passes by. The manifest goes last, so there is no half image under
+// the target's name. Blobs lie in files of the work folder until they are pushed,
+// without names unless a state folder was given: there a layer that is done gets a
+// name, so that a conversion that is cut off goes on from there.
 //
 // The same image and options give the same bytes.
 package convert
@@ -16,15 +17,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"sync"
-	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/chunk"
 	"github.com/rafsd/rafsd/rafs/build/tree"
@@ -33,18 +34,40 @@ import (
 
 // Options say what to convert, and how. Zero fields take the default.
 type Options struct {
-	// Source is the image: a reference of a registry, or "oci:DIR[:TAG]" for an
-	// OCI layout, or "oci-archive:FILE[:TAG]" or "docker-archive:FILE[:TAG]" for
-	// a tar of one. A path that exists needs no prefix.
-	Source string
-	// Target is a reference of a registry, or "oci:DIR[:TAG]" for an OCI layout.
-	Target string
-	// SourceRegistry and TargetRegistry say how to reach the two. The platform
-	// of the first picks the image out of an index.
+	// Source and Target are images by their names (store.OpenSource, OpenTarget).
+	Source, Target string
+	// SourceRegistry and TargetRegistry say how to reach the two. The platform of
+	// the first picks the image out of an index, where Platforms does not.
 	SourceRegistry, TargetRegistry artifact.Options
+	// Push says how blobs are sent.
+	Push store.Push
 
-	// Format of the image; chunks of 1 MiB, zstd and blake3 by default.
+	// Platforms are the images of an index to convert; more than one becomes an
+	// index again. AllPlatforms takes all of them.
+	Platforms    store.Platforms
+	AllPlatforms bool
+	// MergePlatform makes an index that has each RAFS image beside the OCI image
+	// that it was made of, which is copied.
+	MergePlatform bool
+	// Referrer makes each RAFS image say that it is about its OCI image (the
+	// manifest's subject).
+	Referrer bool
+	// DockerFormat gives manifest, configuration and bootstrap docker's media types
+	// where the source has these.
+	DockerFormat bool
+
+	// Format of the image; v6, chunks of 1 MiB, zstd and blake3 by default.
 	Format Format
+	// Reference leaves the data in the layers of the source, gzip as they are, and
+	// makes blobs that index them only (zran). The layers are copied.
+	Reference bool
+	// Dict is an image, or a bootstrap in a file, whose chunks need not be stored
+	// again; none if empty. DictRegistry says how to reach it.
+	Dict         string
+	DictRegistry artifact.Options
+	// BlobDir takes the blobs, by their ids, in place of the target, whose manifest
+	// then lists the bootstrap alone.
+	BlobDir string
 	// Prefetch lists absolute paths that readers should fetch ahead.
 	Prefetch []string
 	// Limits of each layer.
@@ -57,6 +80,10 @@ type Options struct {
 	// WorkDir takes the blobs until they are pushed; os.TempDir by default. It
 	// needs room for the finished image.
 	WorkDir string
+	// StateDir keeps the layers of a conversion that fails or is killed, so that the
+	// next one goes on from there; when one succeeds its layers are removed. Nobody
+	// else may be able to write to it. Empty keeps nothing.
+	StateDir string
 	// Progress is told how the conversion goes, if not nil. It is called by
 	// several goroutines, but never at the same time, and should return at once.
 	Progress func(Event)
@@ -65,7 +92,10 @@ type Options struct {
 // Format holds the choices of an image. The compressor is a pointer because
 // "none" is its zero value.
 type Format struct {
+	Version    int    // 5 or 6; 6 by default
 	ChunkSize  uint32 // bytes, a power of two; blob.DefaultChunkSize by default
+	BatchSize  uint32 // up to how many bytes small chunks are compressed together; 0 is never
+	Aligned    bool   // v5: chunks at multiples of 4096 in the uncompressed space, as v6 has them
 	Compressor *blob.Compressor
 	Digester   blob.Digester
 }
@@ -89,19 +119,22 @@ type Stage int
 
 // The stages, in order. A layer that had to be read again goes back to StageRead.
 const (
-	StageRead Stage = iota
+	StageRead  Stage = iota
+	StageFound       // a conversion before this one has done it
 	StagePush
 	StageDone // Done is Total, the size of what came of the layer
 )
 
-func (s Stage) String() string { return [...]string{"read", "push", "done"}[s] }
+func (s Stage) String() string { return [...]string{"read", "found", "push", "done"}[s] }
 
 // Result describes a finished conversion.
 type Result struct {
 	// Target is the reference of the image by its digest.
 	Target string
-	// Digest is that of the manifest.
+	// Digest is that of the manifest, or of the index of several.
 	Digest v1.Hash
+	// Images is how many were converted. What follows is about all of them.
+	Images int
 	Layers []LayerResult
 	// Blobs are the ids of the image's blobs, in order.
 	Blobs []string
@@ -122,6 +155,8 @@ type LayerResult struct {
 	BlobSize      int64
 	Chunks        int
 	DroppedXattrs int // in namespaces that Linux does not have
+	// Resumed is set where a conversion before this one has done the work.
+	Resumed bool
 }
 
 func (o *Options) setDefaults() error {
@@ -131,12 +166,33 @@ func (o *Options) setDefaults() error {
 	if o.Layers <= 0 {
 		o.Layers = 3
 	}
-	if o.Format.ChunkSize == 0 {
-		o.Format.ChunkSize = blob.DefaultChunkSize
+	f := &o.Format
+	if f.ChunkSize == 0 {
+		f.ChunkSize = blob.DefaultChunkSize
 	}
-	if o.Format.Compressor == nil {
+	if f.Version == 0 {
+		f.Version = 6
+	}
+	if f.Compressor == nil {
 		zstd := blob.CompressorZstd
-		o.Format.Compressor = &zstd
+		f.Compressor = &zstd
+	}
+	switch {
+	case f.Version == 5 && f.BatchSize > 0:
+		return errors.New("a batch size needs version 6")
+	case f.Version == 5 && o.Reference:
+		return errors.New("an image that refers to OCI layers needs version 6")
+	case o.Reference && f.BatchSize > 0:
+		return errors.New("an image that refers to OCI layers has no batches")
+	case o.Reference && o.BlobDir != "":
+		return errors.New("an image that refers to OCI layers has its blobs beside them")
+	case f.BatchSize > 0 && (f.BatchSize&(f.BatchSize-1) != 0 || f.BatchSize < blob.MinChunkSize || f.BatchSize > f.ChunkSize):
+		return fmt.Errorf("batch size %d: want a power of two from %d to the chunk size, %d", f.BatchSize, blob.MinChunkSize, f.ChunkSize)
+	}
+	if o.Reference { // nydus builder/src/tarball.rs: both are what the layers have
+		gzip := blob.CompressorGzip
+		f.Compressor, f.Digester = &gzip, blob.DigesterSHA256
+		return nil
 	}
 	return o.format().Check()
 }
@@ -145,16 +201,24 @@ func (o *Options) format() write.Format {
 	return write.Format{ChunkSize: o.Format.ChunkSize, Compressor: *o.Format.Compressor, Digester: o.Format.Digester}
 }
 
-// conversion is one run of Convert.
-type conversion struct {
+// packed tells whether uncompressed offsets follow one another without gaps.
+func (o *Options) packed() bool { return o.Format.Version == 5 && !o.Format.Aligned }
+
+// run is one run of Convert.
+type run struct {
 	opts   Options
-	source *source
-	target target
+	src    store.Source
+	dst    store.Target
+	dict   *dictionary // nil: none
+	state  *state      // nil: none
 	pool   *chunk.Pool
-	layers []*layer
+	result Result
 
 	mu sync.Mutex // held while Progress runs
 }
+
+// again tells how to go on.
+const again = "run it again: what is done is not done twice"
 
 // Convert converts an image. When it returns an error, nothing has changed under
 // the target's name, but blobs may be there that no image uses yet; a second run
@@ -163,95 +227,60 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	target, err := openTarget(o.Target, o.TargetRegistry)
-	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
-	}
-	source, err := openSource(ctx, o.Source, o.SourceRegistry)
-	if err != nil {
+	r := &run{opts: o, pool: chunk.NewPool(o.Workers, o.Layers, int(o.Format.ChunkSize))}
+	defer func() { _ = r.close() }()
+	var err error
+	if r.src, err = store.OpenSource(ctx, o.Source, o.SourceRegistry, o.WorkDir); err != nil {
 		return nil, fmt.Errorf("source %s: %w", o.Source, err)
 	}
-	defer source.close()
-	c := &conversion{
-		opts: o, source: source, target: target,
-		pool:   chunk.NewPool(o.Workers, o.Layers, int(o.Format.ChunkSize)),
-		layers: make([]*layer, len(source.layers)),
+	o.Push.From, o.Push.Name = r.src, store.NameOf(r.src)
+	if r.dst, err = store.OpenTarget(ctx, o.Target, o.TargetRegistry, o.Push); err != nil {
+		return nil, fmt.Errorf("target: %w", err)
 	}
-	defer c.closeLayers()
-	if err := c.convertLayers(ctx); err != nil {
-		return nil, err
+	if o.Dict != "" {
+		if r.dict, err = openDictionary(ctx, &o); err != nil {
+			return nil, fmt.Errorf("chunk dictionary %s: %w", o.Dict, err)
+		}
 	}
-	image, err := c.assemble(ctx)
+	if o.StateDir != "" {
+		if r.state, err = openState(o.StateDir); err != nil {
+			return nil, err
+		}
+	}
+	root, err := r.root(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer image.close()
-	if err := c.target.image(ctx, image); err != nil {
-		return nil, fmt.Errorf("target %s: %w (run it again: blobs that have arrived are not sent twice)", o.Target, err)
+	if err := r.dst.Tag(ctx, root); err != nil {
+		return nil, fmt.Errorf("target %s: %w (%s)", o.Target, err, again)
 	}
-	c.report(Event{Layer: -1, Digest: image.bootstrap.digest.String(), Stage: StageDone,
-		Done: image.bootstrap.size, Total: image.bootstrap.size})
-	return c.result(image)
+	if r.state != nil {
+		r.state.forget()
+	}
+	r.result.Target, r.result.Digest = r.dst.Reference(root.Digest), root.Digest
+	return &r.result, nil
 }
 
-// convertLayers converts all layers, several at a time.
-func (c *conversion) convertLayers(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(c.opts.Layers)
-	for i := range c.source.layers {
-		group.Go(func() error {
-			l, err := c.convertLayer(ctx, i)
-			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				err = fmt.Errorf("%w (the work folder needs room for the finished image)", err)
-			}
-			if err != nil {
-				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(c.layers), c.source.layers[i].name(), err)
-			}
-			c.layers[i] = l
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-func (c *conversion) closeLayers() {
-	for _, l := range c.layers {
-		if l != nil {
-			l.close()
+func (r *run) close() error {
+	var errs []error
+	for _, c := range []io.Closer{r.src, r.dst} {
+		if c != nil {
+			errs = append(errs, c.Close())
 		}
 	}
+	if r.dict != nil {
+		errs = append(errs, r.dict.close())
+	}
+	return errors.Join(errs...)
 }
 
-func (c *conversion) report(e Event) {
-	if c.opts.Progress == nil {
+func (r *run) report(e Event) {
+	if r.opts.Progress == nil {
 		return
 	}
-	e.Layers = len(c.layers)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.opts.Progress(e)
-}
-
-func (c *conversion) result(image *rafsImage) (*Result, error) {
-	r := &Result{
-		Target: c.target.reference(image.digest), Digest: image.digest, Inodes: image.plan.Inodes(),
-		BootstrapSize: image.plan.Size(), BootstrapLayerSize: image.bootstrap.size,
-	}
-	for _, b := range image.plan.Blobs() {
-		r.Blobs = append(r.Blobs, b.ID)
-	}
-	for i, l := range c.layers {
-		src := &c.source.layers[i]
-		lr := LayerResult{
-			Source: src.name(), SourceSize: src.size,
-			Entries: l.entries, Bytes: l.bytes, DroppedXattrs: l.droppedXattrs,
-		}
-		if l.info != nil {
-			lr.Blob, lr.BlobSize, lr.Chunks = l.info.ID, l.info.Object.Size, int(l.info.Table.Len())
-		}
-		r.Layers = append(r.Layers, lr)
-	}
-	return r, nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.opts.Progress(e)
 }
 
 // tempFile opens a file without a name.

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 
@@ -171,7 +172,7 @@ func (i *testImage) push(t testing.TB, ref string) {
 		t.Fatal(err)
 	}
 	for _, data := range i.blobs {
-		if err := remote.WriteLayer(r.Context(), inMemory(data, types.OCILayer)); err != nil {
+		if err := remote.WriteLayer(r.Context(), static.NewLayer(data, types.OCILayer)); err != nil {
 			t.Fatal(err)
 		}
 	}

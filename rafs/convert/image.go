@@ -3,59 +3,106 @@ package convert
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 	"github.com/rafsd/rafsd/rafs/check"
 )
 
-// rafsImage is a finished image, not pushed yet but for its blobs.
+// conversion is that of one image.
+type conversion struct {
+	*run
+	source *source
+	layers []*layer
+}
+
+func (c *conversion) tell(e Event) {
+	e.Layers = len(c.layers)
+	c.report(e)
+}
+
+// digest is what events call a layer; that of the bootstrap is -1.
+func (c *conversion) digest(i int) string {
+	if i < 0 {
+		return ""
+	}
+	return c.source.layers[i].desc.Digest.String()
+}
+
+// number is that of a layer's blob.
+func (c *conversion) number(i int) uint32 { return c.dict.first() + uint32(i) }
+
+// image converts an image and stores its blobs.
+func (r *run) image(ctx context.Context, src *source) (*store.Document, error) {
+	c := &conversion{run: r, source: src, layers: make([]*layer, len(src.layers))}
+	defer c.closeLayers()
+	if err := c.convertLayers(ctx); err != nil {
+		return nil, err
+	}
+	i, err := c.assemble(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer i.close()
+	if err := c.store(ctx, i); err != nil {
+		return nil, err
+	}
+	size := i.bootstrap.desc.Size
+	c.tell(Event{Layer: -1, Digest: i.bootstrap.desc.Digest.String(), Stage: StageDone, Done: size, Total: size})
+	c.describe(i)
+	return i.doc, nil
+}
+
+// rafsImage is a finished image, not stored yet but for its blobs.
 type rafsImage struct {
 	tree              *tree.Tree
 	plan              write.Plan
-	blobs             []*content
-	bootstrap, config *content
+	blobs             []blobLayer
+	bootstrap, config *piece
 	file              *os.File // of the bootstrap layer
 	diffID            v1.Hash  // of the bootstrap layer
-	manifest          []byte
-	digest            v1.Hash
+	doc               *store.Document
 }
 
-// MediaType and RawManifest make the image what go-containerregistry can tag.
-func (i *rafsImage) MediaType() (types.MediaType, error) { return types.OCIManifestSchema1, nil }
-
-func (i *rafsImage) RawManifest() ([]byte, error) { return i.manifest, nil }
+// blobLayer is a blob of the image.
+type blobLayer struct {
+	*piece
+	info  *write.BlobInfo
+	layer int // that it was made of; -1 if it is the dictionary's
+}
 
 func (i *rafsImage) close() {
 	if i.plan != nil {
-		i.plan.Close()
+		_ = i.plan.Close() // temporary files
 	}
 	if i.tree != nil {
-		i.tree.Close()
+		_ = i.tree.Close()
 	}
 	if i.file != nil {
-		i.file.Close()
+		_ = i.file.Close()
 	}
 }
 
 // assemble merges the layers and makes bootstrap, configuration and manifest.
 func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
-	trees, infos := make([]*tree.Layer, len(c.layers)), make([]*write.BlobInfo, len(c.layers))
+	trees, infos := make([]*tree.Layer, len(c.layers)), c.dict.infos()
 	for n, l := range c.layers {
-		trees[n], infos[n] = l.tree, l.info
+		trees[n], infos = l.tree, append(infos, l.info)
 		l.tree = nil // Merge takes it over
 	}
 	i = &rafsImage{}
@@ -69,33 +116,34 @@ func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
 		return i, err
 	}
 	plan, err := write.New(i.tree, infos, write.Options{
-		Format: c.opts.format(), Prefetch: c.opts.Prefetch, TempDir: c.opts.WorkDir,
+		Format: c.opts.format(), Version: c.opts.Format.Version, Prefetch: c.opts.Prefetch, TempDir: c.opts.WorkDir,
 	})
 	if err != nil {
 		return i, err
 	}
 	i.plan = plan
-	for _, info := range i.plan.Blobs() {
-		for _, l := range c.layers {
-			if l.info == info {
-				i.blobs = append(i.blobs, l.content())
-			}
+	for _, info := range plan.Blobs() {
+		b, err := c.blobLayer(info)
+		if err != nil {
+			return i, err
 		}
+		i.blobs = append(i.blobs, b)
 	}
 	if err := c.bootstrapLayer(ctx, i); err != nil {
 		return i, fmt.Errorf("bootstrap: %w", err)
 	}
-	if err := c.makeConfig(i); err != nil {
-		return i, fmt.Errorf("config: %w", err)
-	}
-	return i, c.makeManifest(i)
+	return i, c.documents(i)
 }
 
-func (l *layer) content() *content {
-	return &content{
-		data: l.file, size: l.info.Object.Size, mediaType: artifact.MediaTypeBlob,
-		digest: v1.Hash{Algorithm: "sha256", Hex: l.info.ID},
+// blobLayer finds what is stored for a blob of the plan.
+func (c *conversion) blobLayer(info *write.BlobInfo) (blobLayer, error) {
+	for n, l := range c.layers {
+		if l.info == info {
+			return blobLayer{l.blob(), info, n}, nil
+		}
 	}
+	p, err := c.dict.piece(info)
+	return blobLayer{p, info, -1}, err
 }
 
 // bootstrapLayer writes the bootstrap, checks it, and packs it.
@@ -117,7 +165,7 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 	stored, diff := sha256.New(), sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(i.file, stored), 128<<10)
 	packer := gzip.NewWriter(out)
-	if err := packBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan); err != nil {
+	if err := packBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan, c.opts.Format.Version); err != nil {
 		return err
 	}
 	if err := packer.Close(); err != nil {
@@ -131,24 +179,17 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 		return err
 	}
 	i.diffID = hashOf(diff)
-	i.bootstrap = &content{
-		data: i.file, size: size, digest: hashOf(stored), mediaType: types.OCILayer,
+	i.bootstrap = filePiece(i.file, v1.Descriptor{MediaType: types.OCILayer, Digest: hashOf(stored), Size: size})
+	if c.docker() {
+		i.bootstrap.desc.MediaType = types.DockerLayer
 	}
-	i.bootstrap.progress = c.bootstrapProgress(i.bootstrap)
 	return nil
 }
 
-func (c *conversion) bootstrapProgress(b *content) func(int) {
-	done := int64(0)
-	return func(n int) {
-		done += int64(n)
-		c.report(Event{Layer: -1, Digest: b.digest.String(), Stage: StagePush, Done: done, Total: b.size})
-	}
-}
-
-// packBootstrap writes the tar of a bootstrap layer: the bootstrap, and beside
-// it the chunk information of each blob, which spares nodes a request a blob.
-func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan) error {
+// packBootstrap writes the tar of a bootstrap layer: the bootstrap, and in v6
+// beside it the chunk information of each blob, which spares nodes a request a
+// blob.
+func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan, version int) error {
 	out := tar.NewWriter(w)
 	file := func(name string, size int64, body func(io.Writer) error) error {
 		hdr := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444, Format: tar.FormatGNU}
@@ -169,6 +210,9 @@ func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan) error {
 		return err
 	}
 	for _, b := range plan.Blobs() {
+		if version == 5 || b.Foreign { // there is none, or only its maker has all of it
+			continue
+		}
 		name := artifact.BootstrapDir + "/" + b.ID + artifact.MetaSuffix
 		if err := file(name, b.MetaSize(), b.WriteMeta); err != nil {
 			return err
@@ -181,73 +225,79 @@ func hashOf(h hash.Hash) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
-// makeConfig changes the layers and the history of the source's configuration
-// and nothing else, not even what it does not know.
-func (c *conversion) makeConfig(i *rafsImage) error {
-	var config map[string]json.RawMessage
-	if err := json.Unmarshal(c.source.config, &config); err != nil {
-		return err
-	}
-	rootFS := v1.RootFS{Type: "layers"}
-	for _, b := range i.blobs {
-		rootFS.DiffIDs = append(rootFS.DiffIDs, b.digest)
-	}
-	rootFS.DiffIDs = append(rootFS.DiffIDs, i.diffID)
-	var err error
-	if config["rootfs"], err = json.Marshal(rootFS); err != nil {
-		return err
-	}
-	if history := c.history(i); len(history) > 0 {
-		if config["history"], err = json.Marshal(history); err != nil {
-			return err
-		}
-	}
-	raw, err := json.Marshal(config) // sorts the keys
-	i.config = inMemory(raw, types.OCIConfigJSON)
-	return err
+// memoryPiece is something small to store.
+func memoryPiece(data []byte, mediaType types.MediaType) *piece {
+	return filePiece(bytes.NewReader(data), store.NewDocument(mediaType, data).Descriptor)
 }
 
-// history is the source's history and one item for the bootstrap. Where a layer
-// has no blob in the image its item says so, as the items must match the layers.
-func (c *conversion) history(i *rafsImage) []v1.History {
-	used := map[*write.BlobInfo]bool{}
-	for _, b := range i.plan.Blobs() {
-		used[b] = true
-	}
-	history := append([]v1.History(nil), c.source.configFile.History...)
-	if len(history) == 0 {
-		return nil
-	}
-	n := 0
-	for at := range history {
-		if history[at].EmptyLayer {
+// store puts what an image needs to where it belongs. What is there already is not
+// sent again.
+func (c *conversion) store(ctx context.Context, i *rafsImage) error {
+	for _, b := range i.blobs {
+		if c.opts.BlobDir != "" {
+			if err := c.storeFile(ctx, b); err != nil {
+				return err
+			}
 			continue
 		}
-		if n < len(c.layers) && !used[c.layers[n].info] {
-			history[at].EmptyLayer = true
+		if err := c.push(ctx, b.layer, b.piece); err != nil {
+			return err
 		}
-		n++
+		if c.opts.Reference && b.layer >= 0 {
+			if err := c.copyBlob(ctx, c.source.layers[b.layer].desc); err != nil {
+				return fmt.Errorf("%s: %w (%s)", c.opts.Target, err, again)
+			}
+		}
 	}
-	return append(history, v1.History{CreatedBy: "rafsd convert", Comment: "RAFS bootstrap"})
+	passed := c.progress(-1, StagePush, i.bootstrap.desc.Size)
+	passed(0)
+	for _, p := range []*piece{i.bootstrap, i.config} {
+		if _, err := c.dst.Blob(ctx, p.desc, p.open); err != nil {
+			return fmt.Errorf("target %s: %w (%s)", c.opts.Target, err, again)
+		}
+	}
+	return nil
 }
 
-func (c *conversion) makeManifest(i *rafsImage) error {
-	m := v1.Manifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
-		Config: i.config.descriptor(), Annotations: c.source.annotations,
+// storeFile puts a blob into the folder that takes them.
+func (c *conversion) storeFile(ctx context.Context, b blobLayer) error {
+	name := filepath.Join(c.opts.BlobDir, b.info.ID)
+	if st, err := os.Stat(name); err == nil && st.Size() == b.desc.Size {
+		return nil
 	}
-	for _, b := range i.blobs {
-		d := b.descriptor()
-		d.Annotations = map[string]string{artifact.AnnotationBlob: "true"}
-		m.Layers = append(m.Layers, d)
-	}
-	last := i.bootstrap.descriptor()
-	last.Annotations = map[string]string{artifact.AnnotationBootstrap: "true", artifact.AnnotationFSVersion: "6"}
-	m.Layers = append(m.Layers, last)
-	var err error
-	if i.manifest, err = json.Marshal(m); err != nil {
+	r, err := b.open(ctx, 0)
+	if err != nil {
 		return err
 	}
-	i.digest = inMemory(i.manifest, types.OCIManifestSchema1).digest
+	defer r.Close()
+	if err := store.WriteFile(name, func(w io.Writer) error {
+		_, err := io.Copy(w, r)
+		return err
+	}); err != nil {
+		return fmt.Errorf("blob folder: %w", err)
+	}
 	return nil
+}
+
+// describe adds the image to the result.
+func (c *conversion) describe(i *rafsImage) {
+	r := &c.result
+	r.Images++
+	r.Inodes += i.plan.Inodes()
+	r.BootstrapSize += i.plan.Size()
+	r.BootstrapLayerSize += i.bootstrap.desc.Size
+	for _, b := range i.blobs {
+		r.Blobs = append(r.Blobs, b.info.ID)
+	}
+	for n, l := range c.layers {
+		src := &c.source.layers[n]
+		lr := LayerResult{
+			Source: src.desc.Digest.String(), SourceSize: src.desc.Size, Resumed: l.resumed,
+			Entries: l.entries, Bytes: l.bytes, DroppedXattrs: l.droppedXattrs,
+		}
+		if l.info != nil {
+			lr.Blob, lr.BlobSize, lr.Chunks = l.info.ID, l.info.Object.Size, int(l.info.Table.Len())
+		}
+		r.Layers = append(r.Layers, lr)
+	}
 }

@@ -9,68 +9,146 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/source/targz"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 
 // layer is a source layer that was converted.
 type layer struct {
-	tree  *tree.Layer     // until the layers are merged
-	table *chunk.Table    // of the blob; nil if the layer has no data
-	info  *write.BlobInfo // nil likewise
-	file  *os.File        // the blob; nil likewise
+	tree     *tree.Layer     // until the layers are merged
+	table    *chunk.Table    // of the blob; nil if the layer has no data
+	info     *write.BlobInfo // nil likewise
+	file     *os.File        // the blob; nil likewise
+	contexts io.Closer       // of info, if they are spilled
 
 	entries, droppedXattrs int
 	bytes                  int64
+	resumed                bool
 }
 
 func (l *layer) close() {
 	if l.tree != nil {
-		l.tree.Close()
+		_ = l.tree.Close() // temporary files
 	}
 	l.closeBlob()
 }
 
 func (l *layer) closeBlob() {
 	if l.table != nil {
-		l.table.Close()
+		_ = l.table.Close()
 	}
 	if l.file != nil {
-		l.file.Close()
+		if strings.HasPrefix(filepath.Base(l.file.Name()), unfinished) {
+			_ = os.Remove(l.file.Name()) // fails if it has got another name
+		}
+		_ = l.file.Close()
 	}
-	l.table, l.file = nil, nil
+	if l.contexts != nil {
+		_ = l.contexts.Close()
+	}
+	l.table, l.file, l.contexts = nil, nil, nil
+}
+
+// piece is something to store whose digest is known.
+type piece struct {
+	desc v1.Descriptor
+	open store.Opener
+}
+
+// blob is the layer's blob as it is stored.
+func (l *layer) blob() *piece {
+	digest := v1.Hash{Algorithm: "sha256", Hex: l.info.Object.ID}
+	return filePiece(l.file, v1.Descriptor{MediaType: artifact.MediaTypeBlob, Digest: digest, Size: l.info.Object.Size})
+}
+
+func filePiece(f io.ReaderAt, d v1.Descriptor) *piece {
+	return &piece{d, func(_ context.Context, from int64) (io.ReadCloser, error) {
+		return io.NopCloser(io.NewSectionReader(f, from, d.Size-from)), nil
+	}}
+}
+
+// convertLayers converts all layers, several at a time.
+func (c *conversion) convertLayers(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(c.opts.Layers)
+	for i := range c.source.layers {
+		group.Go(func() error {
+			l, err := c.convertLayer(ctx, i)
+			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				err = fmt.Errorf("%w (the work folder needs room for the finished image; %s)", err, again)
+			}
+			if err != nil {
+				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(c.layers), c.source.layers[i].desc.Digest, err)
+			}
+			c.layers[i] = l
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (c *conversion) closeLayers() {
+	for _, l := range c.layers {
+		if l != nil {
+			l.close()
+		}
+	}
 }
 
 // attempts is how often a layer is read when its transport breaks off.
 const attempts = 3
 
-// convertLayer converts a layer and pushes its blob.
+// convertLayer converts a layer, unless that was done before, and pushes its blob
+// if the target takes blobs ahead of their image.
 func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
-	var l *layer
-	for n := 1; ; n++ {
-		var err error
-		if l, err = c.readLayer(ctx, i); err == nil {
-			break
-		}
-		if n == attempts || !transient(ctx, err) {
+	l, err := c.resume(i)
+	if err != nil {
+		return nil, err
+	}
+	for n := 1; l == nil; n++ {
+		if l, err = c.readLayer(ctx, i); err != nil && (n == attempts || !transient(ctx, err)) {
 			return nil, err
 		}
 	}
 	size := int64(0)
 	if l.info != nil {
 		size = l.info.Object.Size
-		b := l.content()
-		b.progress = c.progress(i, StagePush, size)
-		if err := c.target.blob(ctx, b); err != nil {
-			l.close()
-			return nil, fmt.Errorf("push blob %s to %s: %w (run it again: blobs that have arrived are not sent twice)", b.digest, c.opts.Target, err)
+		if store.Shared(c.dst) && c.opts.BlobDir == "" {
+			if err := c.push(ctx, i, l.blob()); err != nil {
+				l.close()
+				return nil, err
+			}
 		}
 	}
-	c.report(Event{Layer: i, Digest: c.source.layers[i].name(), Stage: StageDone, Done: size, Total: size})
+	c.tell(Event{Layer: i, Digest: c.source.layers[i].desc.Digest.String(), Stage: StageDone, Done: size, Total: size})
 	return l, nil
+}
+
+// push stores a blob and tells how it goes.
+func (c *conversion) push(ctx context.Context, i int, p *piece) error {
+	passed := c.progress(i, StagePush, p.desc.Size)
+	_, err := c.dst.Blob(ctx, p.desc, func(ctx context.Context, from int64) (io.ReadCloser, error) {
+		r, err := p.open(ctx, from)
+		if err != nil {
+			return nil, err
+		}
+		return &countCloser{countReader{r, passed}, r}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w (%s)", c.opts.Target, err, again)
+	}
+	return nil
 }
 
 // transient tells whether reading a layer again may help. What is wrong with the
@@ -98,7 +176,7 @@ func (c *conversion) progress(i int, stage Stage, total int64) func(int) {
 		done += int64(n)
 		if done-told >= progressStep || done == total && told < total {
 			told = done
-			c.report(Event{Layer: i, Digest: c.source.layers[i].name(), Stage: stage, Done: done, Total: total})
+			c.tell(Event{Layer: i, Digest: c.digest(i), Stage: stage, Done: done, Total: total})
 		}
 	}
 }
@@ -106,24 +184,21 @@ func (c *conversion) progress(i int, stage Stage, total int64) func(int) {
 // readLayer reads a layer once, all the way, and writes its blob.
 func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
 	src := &c.source.layers[i]
-	raw, err := src.open(ctx)
+	raw, err := store.Verified(ctx, c.src, src.desc)
 	if err != nil {
 		return nil, err
 	}
 	defer raw.Close()
-	stored := &countReader{r: raw, passed: c.progress(i, StageRead, src.size)}
-	plain, err := tree.Decompress(bufio.NewReaderSize(stored, 128<<10))
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	diff := sha256.New()
-	l, err := c.cutLayer(ctx, i, io.TeeReader(plain, diff))
+	stored := &countReader{r: raw, passed: c.progress(i, StageRead, src.desc.Size)}
+	l, got, err := c.cut(ctx, i, stored)
 	if err == nil || transient(ctx, err) {
 		err = finish(stored, raw, err)
 	}
-	if got := hex.EncodeToString(diff.Sum(nil)); err == nil && got != src.diffID.Hex {
+	if err == nil && got != "" && got != src.diffID.Hex {
 		err = &wrongLayer{fmt.Errorf("unpacked digest sha256:%s, the image's configuration says %s", got, src.diffID)}
+	}
+	if err == nil {
+		err = c.keep(i, l)
 	}
 	if err != nil {
 		if l != nil {
@@ -134,9 +209,26 @@ func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
 	return l, nil
 }
 
+// cut makes a layer of a stream. The second result is the digest of what it
+// unpacks to, if that was computed.
+func (c *conversion) cut(ctx context.Context, i int, stored io.Reader) (*layer, string, error) {
+	if c.opts.Reference {
+		l, err := c.indexLayer(ctx, i, stored)
+		return l, "", err
+	}
+	plain, err := tree.Decompress(bufio.NewReaderSize(stored, 128<<10))
+	if err != nil {
+		return nil, "", err
+	}
+	defer plain.Close()
+	diff := sha256.New()
+	l, err := c.cutLayer(ctx, i, io.TeeReader(plain, diff))
+	return l, hex.EncodeToString(diff.Sum(nil)), err
+}
+
 // finish reads the rest of a layer. If the layer is not what the manifest says,
 // that is the error, whatever its tar seemed to be.
-func finish(rest io.Reader, raw verified, err error) error {
+func finish(rest io.Reader, raw *artifact.Blob, err error) error {
 	if _, drainErr := io.Copy(io.Discard, rest); drainErr != nil {
 		return errors.Join(err, drainErr)
 	}
@@ -157,10 +249,15 @@ func (r *countReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+type countCloser struct {
+	countReader
+	io.Closer
+}
+
 // cutLayer turns a tar stream into a tree and a blob. It reads the stream to its
 // end, beyond that of the archive.
 func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *layer, err error) {
-	file, err := c.opts.tempFile()
+	file, err := c.blobFile()
 	if err != nil {
 		return nil, err
 	}
@@ -171,22 +268,26 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 			l = nil
 		}
 	}()
+	o := &c.opts
 	out := bufio.NewWriterSize(file, 128<<10)
-	format := c.opts.format()
-	blob, err := write.NewBlob(out, write.BlobOptions{Format: format, TOC: true})
+	blob, err := write.NewBlob(out, write.BlobOptions{
+		Format: o.format(), Version: o.Format.Version, TOC: o.Format.Version == 6, Packed: o.packed(), Batch: o.Format.BatchSize > 0,
+	})
 	if err != nil {
 		return l, err
 	}
 	cutter, err := chunk.NewCutter(ctx, c.pool, blob, chunk.Options{
-		Blob: uint32(i), Compressor: format.Compressor, Digester: format.Digester, TempDir: c.opts.WorkDir,
+		Blob: c.number(i), Compressor: *o.Format.Compressor, Digester: o.Format.Digester, ChunkSize: o.Format.ChunkSize,
+		Packed: o.packed(), BatchSize: o.Format.BatchSize, Dict: c.dict.lookup(), TempDir: o.WorkDir,
 	})
 	if err != nil {
 		return l, err
 	}
 	buffered := bufio.NewReaderSize(tar, 128<<10)
 	var readErr, closeErr error
-	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: c.opts.Limits, TempDir: c.opts.WorkDir})
-	l.table, _, closeErr = cutter.Close()
+	var batches []chunk.Batch
+	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: o.Limits, TempDir: o.WorkDir})
+	l.table, batches, closeErr = cutter.Close()
 	err = readErr
 	if !errors.Is(readErr, closeErr) { // a failed write has often reached the reader
 		err = errors.Join(readErr, closeErr)
@@ -197,12 +298,62 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	if _, err = io.Copy(io.Discard, buffered); err != nil {
 		return l, err
 	}
+	contents := write.Contents{Table: l.table}
+	if o.Format.BatchSize > 0 {
+		contents.Contexts = write.BatchContexts(batches)
+	}
+	if err = l.finish(blob, contents); err != nil {
+		return l, err
+	}
+	return l, out.Flush()
+}
+
+// finish ends the blob of a layer, if it has any data.
+func (l *layer) finish(b *write.Blob, contents write.Contents) (err error) {
 	l.entries, l.bytes, l.droppedXattrs = l.tree.Entries, l.tree.Bytes, l.tree.DroppedXattrs
 	if l.table.Len() == 0 {
 		l.closeBlob()
-		return l, nil
+		return nil
 	}
-	if l.info, err = blob.Finish(write.Contents{Table: l.table}); err != nil {
+	l.info, err = b.Finish(contents)
+	return err
+}
+
+// indexLayer makes a tree of a layer, and a blob that lets a reader find the files
+// in the layer as it is.
+func (c *conversion) indexLayer(ctx context.Context, i int, stored io.Reader) (l *layer, err error) {
+	o := &c.opts
+	read, err := targz.Read(ctx, stored, targz.Options{
+		Blob: c.number(i), ChunkSize: o.Format.ChunkSize, Dict: c.dict.lookup(), Limits: o.Limits, TempDir: o.WorkDir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l = &layer{tree: read.Tree, table: read.Table}
+	if read.Contexts != nil {
+		l.contexts = read.Contexts
+	}
+	defer func() {
+		if err != nil {
+			l.close()
+			l = nil
+		}
+	}()
+	if l.file, err = c.blobFile(); err != nil {
+		return l, err
+	}
+	out := bufio.NewWriterSize(l.file, 128<<10)
+	blob, err := write.NewBlob(out, write.BlobOptions{
+		Format: o.format(), TOC: true, Separate: true, Zran: read.Contexts != nil,
+	})
+	if err != nil {
+		return l, err
+	}
+	contents := write.Contents{Table: l.table, Data: write.Object{ID: read.ID, Size: read.Size}}
+	if read.Contexts != nil {
+		contents.Contexts = read.Contexts
+	}
+	if err = l.finish(blob, contents); err != nil {
 		return l, err
 	}
 	return l, out.Flush()

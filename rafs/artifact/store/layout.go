@@ -298,10 +298,12 @@ func (t *layoutTarget) addToIndex(d v1.Descriptor, replaces func(v1.Descriptor) 
 
 // write makes a file whole or not at all.
 func (t *layoutTarget) write(name string, fill func(io.Writer) error) error {
-	return writeFile(filepath.Join(t.dir, name), fill)
+	return WriteFile(filepath.Join(t.dir, name), fill)
 }
 
-func writeFile(name string, fill func(io.Writer) error) error {
+// WriteFile makes a file whole or not at all: it gets its name, in place of what has
+// it, when it is complete and on the disk.
+func WriteFile(name string, fill func(io.Writer) error) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}

@@ -235,7 +235,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 		}
 		r.body.Close()
 		r.body = nil
-		if r.tries++; r.tries == readAttempts || r.ctx.Err() != nil {
+		if r.tries++; r.tries >= readAttempts || r.ctx.Err() != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}

@@ -88,6 +88,13 @@ func (t *registryTarget) Close() error {
 	return nil
 }
 
+// Shared tells whether others see a target's blobs as soon as they are stored, and
+// remove those that no image refers to: then they need not wait for the image.
+func Shared(t Target) bool {
+	_, ok := t.(*registryTarget)
+	return ok
+}
+
 // taggable is a document as go-containerregistry puts it.
 type taggable struct{ *Document }
 
