@@ -40,10 +40,10 @@ func damaged(data, patches []byte) []byte {
 
 // fuzzOpen damages valid images; one beyond the last stands for no image, so that
 // the patches are taken as a bootstrap themselves.
-func fuzzOpen(f *testing.F, names []string, targets []uint32) {
+func fuzzOpen(f *testing.F, names []string, get func(testing.TB, string) []byte, targets []uint32) {
 	images := make([][]byte, 0, len(names))
 	for i, name := range names {
-		images = append(images, core(f, name))
+		images = append(images, get(f, name))
 		f.Add(uint8(i), []byte{})
 		for _, off := range targets {
 			for _, v := range []uint32{0, 1, 1<<31 - 1, 1<<32 - 1} {
@@ -74,7 +74,7 @@ func FuzzOpenV5(f *testing.F) {
 	for off := uint32(v5.SuperSize); off < v5.SuperSize+3*v5.InodeSize; off += 4 {
 		targets = append(targets, off)
 	}
-	fuzzOpen(f, []string{"v5-layers", "v5-zstd-blake3"}, targets)
+	fuzzOpen(f, []string{"v5-layers", "v5-zstd-blake3"}, core, targets)
 }
 
 // FuzzOpenV6 opens damaged v6 images. What opens must answer without
@@ -88,7 +88,18 @@ func FuzzOpenV6(f *testing.F) {
 	for off := uint32(v6.BlockSize); off < v6.BlockSize+v6.BlobEntrySize; off += 8 {
 		targets = append(targets, off, off+v6.BlockSize, off+2*v6.BlockSize)
 	}
-	fuzzOpen(f, []string{"v6-layers", "v6-dict", "upstream-v6", "v6-prefetch-root"}, targets)
+	fuzzOpen(f, []string{"v6-layers", "v6-dict", "upstream-v6", "v6-prefetch-root"}, core, targets)
+}
+
+// FuzzOpenFlavours is FuzzOpenV6 for images with batches, ciphers, contexts, and
+// for tarfs.
+func FuzzOpenFlavours(f *testing.F) {
+	var targets []uint32
+	for off := uint32(v6.BlockSize); off < v6.BlockSize+v6.BlobEntrySize; off += 4 {
+		targets = append(targets, off, off+v6.BlockSize)
+	}
+	get := func(t testing.TB, name string) []byte { return nydusBoot(t, name).b }
+	fuzzOpen(f, []string{"v6-layers-batch", "v6-layers-encrypt", "v6-targz-ref", "v6-tar-tarfs"}, get, targets)
 }
 
 // section appends a section with its tar header to a blob.
