@@ -160,11 +160,12 @@ func buildAs(t testing.TB, f flavour, workers int, tars ...[]byte) *built {
 // write plans and writes the bootstrap.
 func (b *built) write(t testing.TB, merged *tree.Tree, infos []*BlobInfo, o Options) {
 	t.Helper()
-	var err error
-	if b.plan, err = New(merged, infos, o); err != nil {
+	plan, err := New(merged, infos, o)
+	if err != nil {
 		t.Fatalf("plan: %v", err)
 	}
-	t.Cleanup(func() { b.plan.Close() })
+	b.plan = plan
+	t.Cleanup(func() { plan.Close() })
 	var out bytes.Buffer
 	if err := Bootstrap(&out, b.plan); err != nil {
 		t.Fatalf("bootstrap: %v", err)

@@ -205,9 +205,14 @@ func (m *chunkMap) record(r chunk.Ref) (chunk.Record, error) {
 	return rec, err
 }
 
-// layoutRecord is what the bootstrap says of a chunk that was chosen.
+// layoutRecord is what the bootstrap says of a chunk that was chosen. Where a
+// batch lies, and how it is stored, only the blob says, as nydus has it.
 func (m *chunkMap) layoutRecord(ref chunk.Ref) (layout.ChunkRecord, error) {
 	r, err := m.record(ref)
+	if r.Flags&layout.ChunkBatch != 0 {
+		r.Flags &^= layout.ChunkBatch | layout.ChunkCompressed
+		r.CompressedOffset = 0
+	}
 	return layout.ChunkRecord{
 		Digest: r.Digest, BlobIndex: m.number[ref.Blob], Index: ref.Index, Flags: r.Flags, CRC32: r.CRC32,
 		CompressedSize: r.CompressedSize, UncompressedSize: r.UncompressedSize,
