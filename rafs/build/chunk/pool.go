@@ -42,12 +42,12 @@ type stored struct {
 }
 
 // NewPool makes a pool for chunks of up to chunkSize bytes and for so many
-// cutters at a time. It compresses workers chunks at a time, and holds at most
-// 1+workers+cutters of them in memory, each of them twice: as it was, and
-// compressed. Of very large chunks it holds fewer.
+// cutters at a time. It compresses workers chunks at a time. Of large chunks it
+// holds at most one a worker, one a cutter, and one more, in memory, each of them
+// twice: as it was, and compressed. Of very large ones it holds fewer.
 func NewPool(workers, cutters, chunkSize int) *Pool {
 	// Each cutter may keep one for its batch and needs another for the next chunk.
-	n := max(min(1+workers+cutters, poolBudget/(2*max(chunkSize, 1))), 1+cutters)
+	n := max(min(workers+max(cutters, 2), poolBudget/(2*max(chunkSize, 1))), 1+cutters)
 	p := &Pool{
 		workers:   make(chan struct{}, max(workers, 1)),
 		slots:     make(chan *slot, n),
@@ -87,7 +87,10 @@ func (s *slot) encode(o *Options) {
 	}
 	// No encoder makes more of it (lz4 up to 1/255), and padding is 18 bytes at most.
 	if need := len(s.raw) + len(s.raw)/128 + 64*len(s.pieces) + 512; cap(s.buf) < need {
-		s.buf = make([]byte, 0, need+need/8)
+		if need < groupSize {
+			need = 2 * groupSize // so that it does not grow by and by
+		}
+		s.buf = make([]byte, 0, need)
 	}
 	if s.batch || len(s.pieces) == 1 {
 		s.out, s.pieces[0].compressed, s.err = encode(o, s.buf[:0], s.raw)

@@ -3,7 +3,9 @@ package treetest_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,7 +74,7 @@ func measure(t *testing.T, shape string) {
 	if s.Bytes, err = strconv.ParseInt(size, 10, 64); err != nil {
 		t.Fatal(err)
 	}
-	m, err := makeImage(t.TempDir(), s)
+	m, err := makeImage(t.TempDir(), 0, io.Discard, io.Discard, s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +86,8 @@ func measure(t *testing.T, shape string) {
 	fmt.Printf("measured %s\n", line)
 }
 
-func makeImage(dir string, s treetest.Shape) (m measured, err error) {
+// makeImage makes an image of layers, one after the other.
+func makeImage(dir string, memory int, blobs, bootstrap io.Writer, shapes ...treetest.Shape) (m measured, err error) {
 	start := time.Now()
 	lap := func(took *string, high *int64) {
 		*took, start = time.Since(start).Round(time.Millisecond).String(), time.Now()
@@ -93,46 +96,76 @@ func makeImage(dir string, s treetest.Shape) (m measured, err error) {
 		}
 	}
 	format := write.Format{ChunkSize: blob.DefaultChunkSize, Compressor: blob.CompressorZstd}
-	out := bufio.NewWriterSize(io.Discard, 128<<10)
-	w, err := write.NewBlob(out, write.BlobOptions{Format: format, TOC: true})
-	if err != nil {
-		return m, err
-	}
 	ctx := context.Background()
-	cutter, err := chunk.NewCutter(ctx, chunk.NewPool(2, 1, blob.DefaultChunkSize), w, chunk.Options{Compressor: format.Compressor, TempDir: dir})
-	if err != nil {
-		return m, err
+	pool := chunk.NewPool(2, 1, blob.DefaultChunkSize)
+	var layers []*tree.Layer
+	var infos []*write.BlobInfo
+	for i, s := range shapes {
+		l, info, err := makeLayer(ctx, pool, blobs, s, format,
+			chunk.Options{Blob: uint32(i), Compressor: format.Compressor, TempDir: dir}, tree.ReadOptions{TempDir: dir, Memory: memory})
+		if err != nil {
+			return m, err
+		}
+		layers, infos = append(layers, l), append(infos, info)
+		m.Blob += info.Object.Size
 	}
-	r := s.Read()
-	defer r.Close()
-	layer, err := tree.ReadTar(ctx, bufio.NewReaderSize(r, 128<<10), cutter, tree.ReadOptions{TempDir: dir})
-	table, _, closeErr := cutter.Close()
-	if err != nil || closeErr != nil {
-		return m, fmt.Errorf("%w, %w", err, closeErr)
-	}
-	defer table.Close()
-	info, err := w.Finish(write.Contents{Table: table})
-	if err != nil {
-		return m, err
-	}
-	m.Blob = info.Object.Size
 	lap(&m.Read, &m.AfterRead)
-	tr, err := tree.Merge(ctx, dir, layer)
+	tr, err := tree.Merge(ctx, dir, layers...)
 	if err != nil {
 		return m, err
 	}
 	defer tr.Close()
 	lap(&m.Merge, &m.AfterMerge)
-	plan, err := write.New(tr, []*write.BlobInfo{info}, write.Options{Format: format, TempDir: dir})
+	plan, err := write.New(tr, infos, write.Options{Format: format, TempDir: dir})
 	if err != nil {
 		return m, err
 	}
 	defer plan.Close()
 	lap(&m.Plan, &m.AfterPlan)
 	m.Bootstrap, m.Inodes = plan.Size(), plan.Inodes()
-	err = plan.Write(io.Discard)
+	err = plan.Write(bootstrap)
 	lap(&m.Write, nil)
 	return m, err
+}
+
+func makeLayer(ctx context.Context, pool *chunk.Pool, blobs io.Writer, s treetest.Shape, format write.Format, o chunk.Options, read tree.ReadOptions) (*tree.Layer, *write.BlobInfo, error) {
+	out := bufio.NewWriterSize(blobs, 128<<10)
+	w, err := write.NewBlob(out, write.BlobOptions{Format: format, TOC: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	cutter, err := chunk.NewCutter(ctx, pool, w, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := s.Read()
+	defer r.Close()
+	layer, err := tree.ReadTar(ctx, bufio.NewReaderSize(r, 128<<10), cutter, read)
+	table, _, closeErr := cutter.Close()
+	if err = errors.Join(err, closeErr); err != nil {
+		return nil, nil, err
+	}
+	info, err := w.Finish(write.Contents{Table: table})
+	return layer, info, errors.Join(err, out.Flush())
+}
+
+// What is spilled, and how often, never shows in an image.
+func TestSameImageWithAnyMemory(t *testing.T) {
+	shapes := []treetest.Shape{{Seed: 1, Entries: 3000, Bytes: 4 << 20}, {Seed: 2, Entries: 500, Bytes: 1 << 20}, {Seed: 1, Entries: 2000, Bytes: 3 << 20}}
+	var want string
+	for _, memory := range []int{0, 64 << 20, 100 << 10, 1000} {
+		blobs, bootstrap := sha256.New(), sha256.New()
+		if _, err := makeImage(t.TempDir(), memory, blobs, bootstrap, shapes...); err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprintf("%x %x", blobs.Sum(nil), bootstrap.Sum(nil))
+		if want == "" {
+			want = got
+		}
+		if got != want {
+			t.Errorf("memory %d: image %s, with the default %s", memory, got, want)
+		}
+	}
 }
 
 // highWater is the most memory that the process has taken, in bytes.
