@@ -36,6 +36,7 @@ type V5 struct {
 	marks    *spill.Array // by node: v5Mark
 	slots    *spill.Array // by position in the inode table: offset of the record, in units of v5.Align
 	inodes   uint64       // hard links counted once
+	hash     hash.Hash    // for one file at a time
 	prefetch []tree.ID
 	super    v5.Super
 	size     uint64
@@ -47,7 +48,7 @@ func NewV5(t *tree.Tree, blobs []*BlobInfo, o Options) (_ *V5, err error) {
 		return nil, err
 	}
 	p := &V5{
-		tree: t, opts: o, flags: o.superFlags(),
+		tree: t, opts: o, flags: o.superFlags(), hash: newHash(o.Digester),
 		marks: spill.NewArray(o.TempDir, v5MarkSize, v5Cache),
 		slots: spill.NewArray(o.TempDir, v5.TableEntrySize, v5Cache),
 	}
@@ -206,7 +207,8 @@ func (p *V5) surveyFile(n *tree.Node, parent *v5Folder) error {
 // digest is over the target of a symlink, and over the digests of the chunks of
 // a regular file; a special file has none of them.
 func (p *V5) digest(n *tree.Node) (sum blob.Digest, err error) {
-	h := newHash(p.opts.Digester)
+	h := p.hash
+	h.Reset()
 	switch n.Type() {
 	case tree.TypeLink:
 		h.Write([]byte(n.Target))
