@@ -45,3 +45,22 @@ func trimHeap(getenv func(string) string) {
 		debug.SetGCPercent(servingGCPercent)
 	}
 }
+
+// What a conversion may use of memory: output is a stream, and most garbage is
+// buffers, so that collecting more often costs little. The limit is a soft one,
+// below 64 MB with what the program itself takes.
+const (
+	buildingGCPercent   = 50
+	buildingMemoryLimit = 40 << 20
+)
+
+// limitHeap keeps the heap of a conversion small, unless GOGC or GOMEMLIMIT say how
+// large it may become.
+func limitHeap(getenv func(string) string) {
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(buildingGCPercent)
+	}
+	if getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(buildingMemoryLimit)
+	}
+}

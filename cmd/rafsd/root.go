@@ -19,6 +19,7 @@ import (
 
 // app is one invocation of the command.
 type app struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	// stderrTTY tells whether stderr can show progress bars.
 	stderrTTY bool
@@ -31,7 +32,7 @@ type app struct {
 
 func newApp() *app {
 	return &app{
-		stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
 		stderrTTY: drawable(int(os.Stderr.Fd())),
 	}
 }
@@ -80,6 +81,9 @@ func (a *app) run(argv []string) int {
 	if root.Name() == "nydusify" && code != exitInterrupted {
 		return exitError // the only one that it has
 	}
+	if isImageVerb(cmd) {
+		return imageExit(code, err)
+	}
 	return code
 }
 
@@ -117,7 +121,7 @@ func (a *app) root() *cobra.Command {
 	cobra.AddTemplateFunc("globalUsages", globalUsages)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(),
 		".InheritedFlags.FlagUsages", "globalUsages ."))
-	root.AddCommand(a.virtiofs(), a.convert(), a.copy(), a.verify(), a.inspect(), a.version())
+	root.AddCommand(a.virtiofs(), a.convert(), a.copy(), a.verify(), a.inspect(), a.image(), a.version())
 	return root
 }
 

@@ -13,8 +13,8 @@ import (
 // version is that of the module or of the commit.
 var version string
 
-// build is what is known of the binary.
-type build struct {
+// buildFacts are what is known of the binary.
+type buildFacts struct {
 	Version string `json:"version"`
 	Commit  string `json:"git_commit"`
 	Time    string `json:"build_time"`
@@ -22,8 +22,8 @@ type build struct {
 	Target  string `json:"platform"`
 }
 
-func buildInfo() build {
-	b := build{Version: version, Go: runtime.Version(), Target: runtime.GOOS + "/" + runtime.GOARCH}
+func buildInfo() buildFacts {
+	b := buildFacts{Version: version, Go: runtime.Version(), Target: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b
