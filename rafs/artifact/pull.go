@@ -141,7 +141,9 @@ func (a *Artifact) fetchBootstrap(ctx context.Context, layer v1.Descriptor, o Op
 	defer os.Remove(tmp.Name()) // fails once it is renamed
 	defer tmp.Close()
 	h := sha256.New()
-	extractErr := ExtractBootstrap(io.MultiWriter(tmp, h), blob)
+	meta := metaFiles{dir: dir, ids: a.BlobIDs}
+	defer meta.discard()
+	extractErr := extract(io.MultiWriter(tmp, h), blob, meta.add)
 	// A layer that is not what the manifest says is that, whatever came out of it.
 	if err := blob.Verify(); err != nil {
 		return err
@@ -149,6 +151,7 @@ func (a *Artifact) fetchBootstrap(ctx context.Context, layer v1.Descriptor, o Op
 	if extractErr != nil {
 		return fmt.Errorf("layer %s: %w", layer.Digest, extractErr)
 	}
+	meta.keep()
 	if err := tmp.Close(); err != nil {
 		return err
 	}
@@ -164,6 +167,12 @@ const maxLayer = 2 * MaxBootstrap
 // ExtractBootstrap writes the bootstrap in a bootstrap layer, a tar that may be
 // compressed by gzip, to w.
 func ExtractBootstrap(w io.Writer, layer io.Reader) error {
+	return extract(w, layer, func(string, io.Reader) {})
+}
+
+// extract is ExtractBootstrap that shows the regular files beside the bootstrap to
+// other.
+func extract(w io.Writer, layer io.Reader, other func(name string, r io.Reader)) error {
 	plain, err := gunzip(layer)
 	if err != nil {
 		return err
@@ -181,7 +190,10 @@ func ExtractBootstrap(w io.Writer, layer io.Reader) error {
 			return fmt.Errorf("no %s in it", BootstrapFile)
 		case err != nil:
 			return err
-		case path.Clean(hdr.Name) != BootstrapFile || hdr.Typeflag != tar.TypeReg:
+		case hdr.Typeflag != tar.TypeReg:
+			continue
+		case path.Clean(hdr.Name) != BootstrapFile:
+			other(path.Clean(hdr.Name), files)
 			continue
 		case found:
 			return fmt.Errorf("two files %s in it", BootstrapFile)

@@ -75,8 +75,8 @@ type Options struct {
 	// Cache keeps chunks; nil keeps none. The engine does not close it.
 	Cache *cache.Cache
 	// MetaDir is a folder that may have the chunk information of blobs in files
-	// <id>.blob.meta, as bootstrap layers carry it; what is not there comes from the
-	// Backend. Empty is no folder.
+	// <id>.blob.meta, as bootstrap layers carry it, named by blob.Info.ID or MetaID;
+	// what is not there comes from the Backend. Empty is no folder.
 	MetaDir string
 
 	// MemoryLimit bounds the bytes of chunks in flight. Default 64 MiB.

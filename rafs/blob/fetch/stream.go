@@ -19,8 +19,8 @@ const (
 	streamWindow = 1 << 20
 	// streamSegments is how many segments are read by one call.
 	streamSegments = 1024
-	// streamAhead bounds the bytes of all windows, those of the largest chunk at least.
-	streamAhead = blob.MaxChunkSize
+	// streamAhead bounds the bytes of all windows; a longer one is alone.
+	streamAhead = 8 << 20
 	// segmentWeight is what a segment counts for beside its bytes.
 	segmentWeight = 256
 )
@@ -57,7 +57,7 @@ func (w *window) weight() int64 {
 
 // Stream gives the bytes of segments one after the other, for tools that go
 // through an image from start to end. It reads ahead by several calls at once,
-// in at most 16 MiB of its own beside the engine's memory. The sequence is run
+// in 8 MiB of its own, or one chunk if that is larger, beside the engine's memory. The sequence is run
 // by another goroutine until it ends, yields an error, which then ends the
 // stream in its place, or Close is called. ctx ends the stream.
 func (e *Engine) Stream(ctx context.Context, segs iter.Seq2[blob.Segment, error]) *Stream {
@@ -140,7 +140,7 @@ func (s *Stream) release(w *window) {
 	for _, b := range s.free {
 		held += cap(b)
 	}
-	if w.buf != nil && held <= streamAhead {
+	if w.buf != nil && held <= max(streamAhead, cap(w.buf)) {
 		s.free = append(s.free, w.buf)
 	}
 	s.mu.Unlock()

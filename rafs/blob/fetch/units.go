@@ -105,16 +105,24 @@ func (e *Engine) loadTable(s *store) (*table, error) {
 	return t, nil
 }
 
-// openTable opens the file that came with the bootstrap.
-func (e *Engine) openTable(info *blob.Info) (*table, error) {
+// openTable opens the file that came with the bootstrap. Nodes name it by the
+// blob, converters by the object that it was taken from.
+func (e *Engine) openTable(info *blob.Info) (t *table, err error) {
 	if e.opts.MetaDir == "" {
 		return nil, fs.ErrNotExist
 	}
-	if err := blob.CheckID(info.ID); err != nil {
+	if t, err = e.openTableOf(info, info.ID); errors.Is(err, fs.ErrNotExist) && info.MetaID != info.ID {
+		t, err = e.openTableOf(info, info.MetaID)
+	}
+	return t, err
+}
+
+func (e *Engine) openTableOf(info *blob.Info, id string) (*table, error) {
+	if err := blob.CheckID(id); err != nil {
 		return nil, err
 	}
 	// O_NONBLOCK: what is no regular file must not hold us up.
-	f, err := os.OpenFile(filepath.Join(e.opts.MetaDir, info.ID+".blob.meta"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(filepath.Join(e.opts.MetaDir, id+".blob.meta"), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
