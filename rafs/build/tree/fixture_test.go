@@ -121,6 +121,11 @@ func manifestOf(t *testing.T, tr *Tree, files *memory) map[string]manifestLine {
 	return got
 }
 
+func sha256Hex(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
 func TestFixtures(t *testing.T) {
 	for _, tc := range []struct {
 		tree string
