@@ -173,7 +173,7 @@ func TestFlavours(t *testing.T) {
 				at = filepath.Join(o.BlobDir, r.Blob)
 			}
 			compare(t, at, []string{o.BlobDir}, want)
-			if r.Version != o.Version || len(r.Blobs) != 1 || r.Blobs[0] != r.Blob || r.BlobSize == 0 || r.Inodes != len(want) {
+			if r.Version != o.Version || len(r.Blobs) != 1 || r.Blobs[0] != r.Blob || r.BlobSize == 0 || r.Inodes != len(want) || r.Names != len(want)+1 {
 				// The root is an inode, and one file has two names.
 				t.Errorf("result %+v, want version %d, one blob, %d inodes", r, o.Version, len(want))
 			}

@@ -288,13 +288,15 @@ func (c *creation) read(files *counter) (err error) {
 
 // merge puts the layer on that of the parent.
 func (c *creation) merge() (err error) {
-	c.result.Names, c.result.DroppedXattrs = c.layer.Entries, c.layer.DroppedXattrs
+	c.result.DroppedXattrs = c.layer.DroppedXattrs
 	layers := []*tree.Layer{c.layer}
 	if c.parent != nil {
 		layers = []*tree.Layer{c.parent, c.layer}
 	}
 	c.parent, c.layer = nil, nil
-	c.tree, err = tree.Merge(c.ctx, c.opts.TempDir, layers...)
+	if c.tree, err = tree.Merge(c.ctx, c.opts.TempDir, layers...); err == nil {
+		c.result.Names = c.tree.Len()
+	}
 	return err
 }
 
@@ -347,7 +349,7 @@ func (c *creation) publish() (*Result, error) {
 	o, r := c.opts, &c.result
 	r.Version, r.Compressor = o.Version, o.Compressor
 	if c.info != nil {
-		r.Blob, r.BlobSize = c.info.ID, c.info.Object.Size
+		r.Blob, r.BlobSize = c.info.ID, max(r.BlobSize, c.info.Object.Size)
 	}
 	if c.cache != nil && c.info != nil {
 		if err := c.cache.publish(c.info); err != nil {

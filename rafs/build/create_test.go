@@ -451,3 +451,42 @@ func TestTargzRef(t *testing.T) {
 		compare(t, at, []string{o.BlobDir}, want)
 	}
 }
+
+// A tar that stays what it is; two of them, merged.
+func TestTarfs(t *testing.T) {
+	dir := filepath.Join(testenv.Fixtures(t), "nydus-made")
+	want := rafstest.Manifest(t, filepath.Join(dir, "trees/tarable.ndjson"))
+	want = slices.DeleteFunc(want, func(e rafstest.Entry) bool { return e.Mode&tree.TypeMask == tree.TypeSocket })
+	o := options(t, filepath.Join(dir, "tars/tarable.tar"))
+	o.Type = TarTarfs
+	r := create(t, o)
+	plain, err := os.ReadFile(o.Source)
+	must(t, err)
+	id := blob.DigesterSHA256.Sum(plain).String()
+	if r.Blob != id || r.BlobSize != int64(len(plain)) {
+		t.Errorf("blob %s of %d bytes, want %s of %d", r.Blob, r.BlobSize, id, len(plain))
+	}
+	if got := files(t, o.BlobDir); !slices.Equal(got, []string{"image.boot"}) {
+		t.Errorf("wrote %q, want only a bootstrap", got)
+	}
+	blobs := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(blobs, id), plain, 0o600))
+	compare(t, r.Bootstrap, []string{blobs}, want)
+
+	sources := []string{r.Bootstrap}
+	for _, name := range []string{"layer1", "layer2"} {
+		o := options(t, filepath.Join(dir, "tars", name+".tar"))
+		o.Type, o.Whiteouts = TarTarfs, tree.WhiteoutNone
+		r := create(t, o)
+		data, err := os.ReadFile(o.Source)
+		must(t, err, os.WriteFile(filepath.Join(blobs, r.Blob), data, 0o600))
+		sources = append(sources, r.Bootstrap)
+	}
+	merged := merge(t, mergeOptions(t, sources...))
+	if len(merged.Blobs) != 3 || merged.Blobs[0] != id {
+		t.Errorf("blobs %q, want three, the first %s", merged.Blobs, id)
+	}
+	for _, err := range rafstest.Tree(openTest(t, merged.Bootstrap), rafstest.Blobs{blobs}) {
+		must(t, err)
+	}
+}

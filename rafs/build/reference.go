@@ -1,31 +1,36 @@
 package build
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
+	"github.com/rafsd/rafsd/rafs/build/source/tarfs"
 	"github.com/rafsd/rafsd/rafs/build/source/targz"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
 
 // reference builds an image over data that stays what it is.
 func (c *creation) reference() error {
+	f, err := os.Open(c.opts.Source)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	switch c.opts.Type {
 	case TargzRef, EstargzRef:
-		return c.targz()
+		return c.targz(c.opts.watch(f))
+	case TarTarfs:
+		return c.tarfs(c.opts.watch(f))
 	}
 	return fmt.Errorf("source type %s: %w", c.opts.Type, errors.ErrUnsupported)
 }
 
 // targz indexes a layer, gzip or plain. What is written is the index.
-func (c *creation) targz() error {
+func (c *creation) targz(r io.Reader) error {
 	o := c.opts
-	f, err := os.Open(o.Source)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	to := targz.Options{
 		Blob: c.foreign.Len(), ChunkSize: o.ChunkSize, Limits: o.Limits, Whiteouts: o.Whiteouts, TempDir: o.TempDir,
 		Skip: o.skip(),
@@ -33,7 +38,7 @@ func (c *creation) targz() error {
 	if c.dict != nil {
 		to.Dict = c.dict
 	}
-	l, err := targz.Read(c.ctx, f, to)
+	l, err := targz.Read(c.ctx, r, to)
 	if err != nil {
 		return err
 	}
@@ -57,6 +62,26 @@ func (c *creation) targz() error {
 		return err
 	}
 	return out.Flush()
+}
+
+// tarfs takes a tar as it is. Nothing is written but the bootstrap.
+func (c *creation) tarfs(r io.Reader) error {
+	o := c.opts
+	l, err := tarfs.Read(c.ctx, r, tarfs.Options{
+		Blob: c.foreign.Len(), ChunkSize: o.ChunkSize, Limits: o.Limits, Whiteouts: o.Whiteouts, TempDir: o.TempDir,
+	})
+	if err != nil {
+		return err
+	}
+	c.layer, c.table, l.Tree = l.Tree, l.Table, nil
+	if err := c.merge(); err != nil {
+		return err
+	}
+	if l.Table.Len() > 0 {
+		c.info = &write.BlobInfo{ID: cmp.Or(o.BlobID, l.ID), Table: l.Table, Entry: l.Entry()}
+		c.result.BlobSize = l.Size
+	}
+	return c.bootstrap(c.info)
 }
 
 // skip tells of the entries that make a layer an eStargz, which are no part of its
