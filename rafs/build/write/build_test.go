@@ -32,6 +32,8 @@ type flavour struct {
 	encrypt bool
 	id      string
 	cache   bool // write what --blob-cache-dir has
+
+	whiteouts tree.Whiteouts
 }
 
 // blobOptions are for blob number i. Its key is a function of that, so that the
@@ -53,6 +55,7 @@ type built struct {
 	bootstrap []byte
 	data      map[string][]byte // blobs by id
 	cache     map[string][]byte // their uncompressed space, by id
+	info      *BlobInfo         // of the last layer
 }
 
 // build makes an image of layers, the way convert does, with this many workers.
@@ -100,7 +103,7 @@ func readLayer(t testing.TB, f *flavour, pool *chunk.Pool, i int, data []byte) *
 	if err != nil {
 		t.Fatalf("cutter: %v", err)
 	}
-	l.layer, err = tree.ReadTar(context.Background(), bytes.NewReader(data), cutter, tree.ReadOptions{TempDir: t.TempDir()})
+	l.layer, err = tree.ReadTar(context.Background(), bytes.NewReader(data), cutter, tree.ReadOptions{TempDir: t.TempDir(), Whiteouts: f.whiteouts})
 	table, batches, closeErr := cutter.Close()
 	if err != nil || closeErr != nil {
 		t.Fatalf("layer %d: %v, %v", i+1, err, closeErr)
@@ -149,7 +152,7 @@ func buildAs(t testing.TB, f flavour, workers int, tars ...[]byte) *built {
 		if infos[i].ID != infos[i].Object.ID {
 			b.data[infos[i].ID] = l.out.Bytes()
 		}
-		b.cache[infos[i].ID] = l.cache
+		b.cache[infos[i].ID], b.info = l.cache, infos[i]
 	}
 	if !f.inline {
 		b.write(t, merged, infos, f.Options)

@@ -4,10 +4,13 @@ package write
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/build/tree"
 )
 
 // nydusd reads what we write, with its own validation on, so that it looks at the
@@ -42,6 +46,59 @@ func TestNydusAgrees(t *testing.T) {
 			}
 			dir := t.TempDir()
 			sameByNydusd(t, nydusd, dir, buildAs(t, f, 2, everything...).save(t, dir), "everything.ndjson")
+		})
+	}
+}
+
+// nydus-image finds the bootstrap inside a blob.
+func TestNydusOpensBlobs(t *testing.T) {
+	nydusImage := testenv.Peer(t, "nydus-image")
+	for _, name := range []string{"v6 inline", "v6 inline toc", "v5 inline"} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := flavours[name], t.TempDir()
+			b := buildAs(t, f, 1, fixtureTars(t, "layer1.tar")...)
+			b.save(t, dir)
+			for id := range b.data {
+				out, err := exec.Command(nydusImage, "check", "-B", filepath.Join(dir, id), "-D", dir, "-l", "warn").CombinedOutput()
+				if err != nil || !bytes.Contains(out, []byte(id)) {
+					t.Errorf("nydus-image check: %v: %.2000s", err, out)
+				}
+			}
+		})
+	}
+}
+
+// nydus-image merges bootstraps that we put into blobs, the way converters call
+// it, and nydusd reads what comes out.
+func TestNydusMergesOurLayers(t *testing.T) {
+	nydusImage, nydusd := testenv.Peer(t, "nydus-image"), testenv.Peer(t, "nydusd")
+	for _, name := range []string{"v6 inline toc", "v5 inline"} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := flavours[name], t.TempDir()
+			f.whiteouts = tree.WhiteoutNone
+			args := []string{"merge", "-B", filepath.Join(dir, "image.boot"), "-l", "warn"}
+			var ids, sizes, tocs, tocSizes, sources []string
+			for _, data := range fixtureTars(t, "layer1.tar", "layer2.tar", "layer3.tar") {
+				b := buildAs(t, f, 1, data)
+				b.save(t, dir)
+				info := b.info
+				ids, sizes = append(ids, info.ID), append(sizes, strconv.FormatUint(info.Entry.CompressedSize, 10))
+				tocs = append(tocs, hex.EncodeToString(info.Entry.TOCDigest[:]))
+				tocSizes = append(tocSizes, strconv.Itoa(int(info.Entry.TOCSize)))
+				layer := filepath.Join(t.TempDir(), info.ID)
+				if err := os.WriteFile(layer, b.bootstrap, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				sources = append(sources, layer)
+			}
+			args = append(args, "--blob-digests", strings.Join(ids, ","), "--blob-sizes", strings.Join(sizes, ","))
+			if f.Version != 5 {
+				args = append(args, "--blob-toc-digests", strings.Join(tocs, ","), "--blob-toc-sizes", strings.Join(tocSizes, ","))
+			}
+			if out, err := exec.Command(nydusImage, append(args, sources...)...).CombinedOutput(); err != nil {
+				t.Fatalf("nydus-image merge: %v: %.2000s", err, out)
+			}
+			sameByNydusd(t, nydusd, dir, filepath.Join(dir, "image.boot"), "layers.ndjson")
 		})
 	}
 }
