@@ -193,3 +193,24 @@ func FuzzImage(f *testing.F) {
 		}
 	})
 }
+
+// An image of any size is checked in little memory: next to nothing is allocated
+// for an inode, and nothing of it stays.
+func TestAllocations(t *testing.T) {
+	for _, name := range []string{"v6-bigdir", "v5-bigdir"} {
+		for _, c := range rafstest.Nydus(t) {
+			if c.Name != name {
+				continue
+			}
+			data, err := os.ReadFile(c.Bootstrap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := report(t, data)
+			per := testing.AllocsPerRun(1, func() { report(t, data) }) / float64(r.Names)
+			if r.Names < 10_000 || per > 8 {
+				t.Errorf("%s: %.1f allocations for each of %d names, want at most 8", name, per, r.Names)
+			}
+		}
+	}
+}

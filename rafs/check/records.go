@@ -62,45 +62,76 @@ const (
 	maxCompressedChunkSize = blob.MaxChunkSize + v6.BlockSize // of batches, with what encryption adds
 )
 
-// recordRules checks a chunk record, at off, against its blob.
+// recordRules checks a chunk record, at off, against its blob. There are millions
+// of them: what is right must cost no memory.
 func (c *checker) recordRules(off uint64, where any, r *layout.ChunkRecord, b *blobRules) {
-	rule := func(ok bool, at uint64, format string, args ...any) {
-		if !ok {
-			c.fail(off+at, where, format, args...)
+	fail := func(at uint64, format string, args ...any) { c.fail(off+at, where, format, args...) }
+	if r.Flags&^recordFlagsKnown != 0 {
+		fail(recordFlagsAt, "unknown flags %#x", r.Flags)
+	}
+	if r.Digest == [32]byte{} && !b.noDigest {
+		fail(0, "no digest")
+	}
+	if r.Index >= b.chunkCount && !b.anyNumber || r.Index >= blob.MaxChunks {
+		fail(recordIndexAt, "number %d, blob %d has %d chunks, limit %d", r.Index, r.BlobIndex, b.chunkCount, blob.MaxChunks)
+	}
+	if r.UncompressedSize == 0 || r.UncompressedSize > b.chunkSize {
+		fail(recordPlainSizeAt, "%d bytes, want 1 to %d", r.UncompressedSize, b.chunkSize)
+	}
+	if (r.Flags&layout.ChunkEncrypted != 0) != b.has(layout.FeatureEncrypted) || r.Flags&layout.ChunkBatch != 0 && !b.has(layout.FeatureBatch) {
+		fail(recordFlagsAt, "flags %#x in a blob with features %s", r.Flags, b.features)
+	}
+	if r.Flags&layout.ChunkCompressed != 0 && b.compressor == blob.CompressorNone {
+		fail(recordFlagsAt, "compressed chunk in blob %d, which names no compressor", r.BlobIndex)
+	}
+	if (r.Flags&layout.ChunkHasCRC32 != 0) != (r.CRC32 != 0) && !b.has(layout.FeatureTarfs) {
+		fail(recordCRCAt, "CRC %#x, flags %#x", r.CRC32, r.Flags)
+	}
+	c.recordSize(off+recordSizeAt, where, r, b)
+	// In tarfs one record stands for all: there are no digests to tell them apart by.
+	if !b.has(layout.FeatureTarfs) {
+		c.recordPlace(off, where, r, b)
+	}
+}
+
+// recordSize checks what a chunk takes in the blob.
+func (c *checker) recordSize(at uint64, where any, r *layout.ChunkRecord, b *blobRules) {
+	if b.batched(r) {
+		if r.CompressedSize != 0 {
+			c.fail(at, where, "batch chunk takes %d bytes, want 0", r.CompressedSize)
 		}
-	}
-	compressed, encrypted, batch := r.Flags&layout.ChunkCompressed != 0, r.Flags&layout.ChunkEncrypted != 0, b.batched(r)
-	rule(r.Flags&^recordFlagsKnown == 0, recordFlagsAt, "unknown flags %#x", r.Flags)
-	rule(r.Digest != [32]byte{} || b.noDigest, 0, "no digest")
-	rule(b.anyNumber || r.Index < b.chunkCount, recordIndexAt, "number %d, blob %d has %d chunks", r.Index, r.BlobIndex, b.chunkCount)
-	rule(r.Index < blob.MaxChunks, recordIndexAt, "number %d, limit %d", r.Index, blob.MaxChunks)
-	rule(r.UncompressedSize > 0 && r.UncompressedSize <= b.chunkSize, recordPlainSizeAt, "%d bytes, want 1 to %d", r.UncompressedSize, b.chunkSize)
-	rule(encrypted == b.has(layout.FeatureEncrypted), recordFlagsAt, "flags %#x in a blob with features %s", r.Flags, b.features)
-	rule(r.Flags&layout.ChunkBatch == 0 || b.has(layout.FeatureBatch), recordFlagsAt, "batch chunk in a blob with features %s", b.features)
-	rule(!compressed || b.compressor != blob.CompressorNone, recordFlagsAt, "compressed chunk in blob %d, which names no compressor", r.BlobIndex)
-	switch {
-	case batch:
-		rule(r.CompressedSize == 0, recordSizeAt, "batch chunk takes %d bytes, want 0", r.CompressedSize)
-	case b.has(layout.FeatureZran): // a range of a stream, which may be empty
-	default:
-		rule(r.CompressedSize > 0 && (r.CompressedSize <= maxCompressedChunkSize || b.members), recordSizeAt, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
-		rule(compressed || encrypted || r.CompressedSize == r.UncompressedSize, recordSizeAt, "%d uncompressed bytes take %d", r.UncompressedSize, r.CompressedSize)
-		// Where nothing else tells a compressed chunk, its size does.
-		rule(!compressed || encrypted || b.members || r.CompressedSize < r.UncompressedSize, recordSizeAt, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
-	}
-	if b.has(layout.FeatureTarfs) {
-		// One record stands for all: there are no digests to tell them apart by.
 		return
 	}
-	rule(within(r.CompressedOffset, uint64(r.CompressedSize), b.compressedSize, blob.MaxCompressedSize), recordOffsetAt,
-		"at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.compressedSize)
-	rule(b.dataEnd == 0 || within(r.CompressedOffset, uint64(r.CompressedSize), b.dataEnd, 0), recordOffsetAt,
-		"at %#x+%#x, data of blob %d ends at %#x", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.dataEnd)
-	rule(within(r.UncompressedOffset, uint64(r.UncompressedSize), b.uncompressedSize, blob.MaxUncompressedSize), recordPlainOffsetAt,
-		"at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, r.BlobIndex, b.uncompressedSize)
-	rule(r.UncompressedOffset%b.alignment == 0, recordPlainOffsetAt, "at %#x uncompressed, want a multiple of %d", r.UncompressedOffset, b.alignment)
-	rule(r.Flags&layout.ChunkHasCRC32 == 0 || r.CRC32 != 0, recordCRCAt, "flags %#x, but no CRC", r.Flags)
-	rule(r.Flags&layout.ChunkHasCRC32 != 0 || r.CRC32 == 0, recordCRCAt, "CRC %#x, flags %#x", r.CRC32, r.Flags)
+	if b.has(layout.FeatureZran) {
+		return // a range of a stream, which may be empty
+	}
+	if r.CompressedSize == 0 || r.CompressedSize > maxCompressedChunkSize && !b.members {
+		c.fail(at, where, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
+	}
+	switch compressed := r.Flags&layout.ChunkCompressed != 0; {
+	case r.Flags&layout.ChunkEncrypted != 0: // is padded
+	case !compressed && r.CompressedSize != r.UncompressedSize:
+		c.fail(at, where, "%d uncompressed bytes take %d", r.UncompressedSize, r.CompressedSize)
+	case compressed && !b.members && r.CompressedSize >= r.UncompressedSize:
+		// Where nothing else tells a compressed chunk, its size does.
+		c.fail(at, where, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
+	}
+}
+
+// recordPlace checks that a chunk lies inside its blob.
+func (c *checker) recordPlace(off uint64, where any, r *layout.ChunkRecord, b *blobRules) {
+	if !within(r.CompressedOffset, uint64(r.CompressedSize), b.compressedSize, blob.MaxCompressedSize) {
+		c.fail(off+recordOffsetAt, where, "at %#x+%#x, blob %d has %#x bytes", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.compressedSize)
+	}
+	if b.dataEnd != 0 && !within(r.CompressedOffset, uint64(r.CompressedSize), b.dataEnd, 0) {
+		c.fail(off+recordOffsetAt, where, "at %#x+%#x, data of blob %d ends at %#x", r.CompressedOffset, r.CompressedSize, r.BlobIndex, b.dataEnd)
+	}
+	if !within(r.UncompressedOffset, uint64(r.UncompressedSize), b.uncompressedSize, blob.MaxUncompressedSize) {
+		c.fail(off+recordPlainOffsetAt, where, "at %#x+%#x uncompressed, blob %d has %#x bytes", r.UncompressedOffset, r.UncompressedSize, r.BlobIndex, b.uncompressedSize)
+	}
+	if r.UncompressedOffset%b.alignment != 0 {
+		c.fail(off+recordPlainOffsetAt, where, "at %#x uncompressed, want a multiple of %d", r.UncompressedOffset, b.alignment)
+	}
 }
 
 // sequence checks the records of one blob by ascending number: neither in the
@@ -142,7 +173,7 @@ func (s *sequence) next(off uint64, r *layout.ChunkRecord) {
 	s.last, s.lastOff, s.some = *r, off, true
 }
 
-// recordPlace names a record of the chunk table.
-type recordPlace struct{ i, off uint64 }
+// tablePlace names a record of the chunk table.
+type tablePlace struct{ i, off uint64 }
 
-func (p *recordPlace) String() string { return fmt.Sprintf("chunk record %d at %#x", p.i, p.off) }
+func (p *tablePlace) String() string { return fmt.Sprintf("chunk record %d at %#x", p.i, p.off) }

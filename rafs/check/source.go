@@ -11,8 +11,8 @@ import (
 // walk that goes back and forth between inodes and folders, and small beside
 // everything else.
 const (
-	pageSize = 64 << 10
-	maxPages = 64
+	pageSize = 32 << 10
+	maxPages = 48
 )
 
 // source reads a bootstrap by parts. It keeps pages that were read lately, and

@@ -39,16 +39,17 @@ func (c *v6Check) rules(i int) *blobRules {
 func (c *v6Check) scanChunks(yield func(i, off uint64, r *layout.ChunkRecord) bool) {
 	start, n := c.ext.ChunkTableOffset, c.ext.ChunkTableSize/layout.ChunkRecordSize
 	in := bufio.NewReaderSize(io.NewSectionReader(c.src.r, int64(start), int64(n*layout.ChunkRecordSize)), pageSize)
+	var buf [layout.ChunkRecordSize]byte
+	var r layout.ChunkRecord // one for all: yield may keep a copy only
 	for i := range n {
 		if i%4096 == 0 && c.done() {
 			return
 		}
-		var buf [layout.ChunkRecordSize]byte
 		if _, err := io.ReadFull(in, buf[:]); err != nil {
 			c.src.err = fmt.Errorf("bootstrap: %w", err)
 			return
 		}
-		r, _ := layout.DecodeChunkRecord(buf[:])
+		r, _ = layout.DecodeChunkRecord(buf[:])
 		if !yield(i, start+i*layout.ChunkRecordSize, &r) {
 			return
 		}
@@ -74,8 +75,9 @@ func (c *v6Check) readChunks() {
 		rules[i] = c.rules(i)
 	}
 	var last layout.ChunkRecord
+	where := &tablePlace{}
 	c.scanChunks(func(i, off uint64, r *layout.ChunkRecord) bool {
-		where := &recordPlace{i, off}
+		where.i, where.off = i, off
 		if i > 0 && !recordsAscend(&last, r, rules) {
 			c.fail(off, where, "comes after %x of blob %d, want digests, then blobs to rise", last.Digest, last.BlobIndex)
 		}
@@ -113,17 +115,17 @@ func recordsAscend(a, b *layout.ChunkRecord, rules []*blobRules) bool {
 }
 
 // gatherMin and gatherMax bound how many records are held at once, to see them by
-// ascending number: 5 to 20 MB. In the table they lie by digest.
+// ascending number: 1 to 11 MB. In the table they lie by digest.
 const (
-	gatherMin = 64 << 10
-	gatherMax = 256 << 10
+	gatherMin = 16 << 10
+	gatherMax = 128 << 10
 )
 
 // eachRecord yields the records of all blobs by blob and ascending number, each
 // number once.
 func (c *v6Check) eachRecord(yield func(b int, off uint64, used bool, r *layout.ChunkRecord) bool) {
 	n := c.chunks.len()
-	room := min(n, max(gatherMin, min(gatherMax, n/8)))
+	room := min(n, max(gatherMin, min(gatherMax, n/32)))
 	records, offs := make([]layout.ChunkRecord, room), make([]uint64, room)
 	for first := 0; first < n; first += room {
 		clear(offs)
@@ -160,7 +162,7 @@ func (c *v6Check) checkChunks() {
 	c.eachRecord(func(b int, off uint64, used bool, r *layout.ChunkRecord) bool {
 		seqs[b].next(off, r)
 		if judge && !used {
-			c.fail(off, &recordPlace{(off - c.ext.ChunkTableOffset) / layout.ChunkRecordSize, off}, "no file uses chunk %d of blob %d", r.Index, b)
+			c.fail(off, &tablePlace{(off - c.ext.ChunkTableOffset) / layout.ChunkRecordSize, off}, "no file uses chunk %d of blob %d", r.Index, b)
 		}
 		return true
 	})

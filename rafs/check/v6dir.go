@@ -22,6 +22,7 @@ type v6Dir struct {
 	folders uint32
 	whole   bool // all entries could be read
 	place   v6Place
+	block   []byte // one block of entries
 }
 
 // v6Place names a folder, or an entry of it. It is one for all entries, to cost
@@ -51,12 +52,13 @@ func (p *v6Place) String() string {
 func (d *v6Dir) run() {
 	d.whole, d.first = true, true
 	blocks := (d.in.Size + d.blockSize - 1) >> d.blockBits
-	buf := make([]byte, d.blockSize)
+	d.block = room(d.block, int(d.blockSize))
+	buf := d.block
 	for i := range blocks {
 		if d.done() {
 			return
 		}
-		off, n := d.block(i)
+		off, n := d.blockOf(d.in, i)
 		if !d.src.read(buf[:n], off) {
 			d.whole, d.walk.whole = false, false
 			return // said when the inode was checked
@@ -80,7 +82,7 @@ func (d *v6Dir) run() {
 	}
 }
 
-// block is the range of block i of a folder or link.
+// blockOf is the range of block i of a folder or link.
 func (c *v6Check) blockOf(in *v6Inode, i uint64) (off, n uint64) {
 	n = min(in.Size-i<<c.blockBits, c.blockSize)
 	if in.Layout == v6.LayoutFlatInline && (i+1)<<c.blockBits >= in.Size {
@@ -88,8 +90,6 @@ func (c *v6Check) blockOf(in *v6Inode, i uint64) (off, n uint64) {
 	}
 	return (uint64(in.U) + i) << c.blockBits, n
 }
-
-func (d *v6Dir) block(i uint64) (off, n uint64) { return d.blockOf(d.in, i) }
 
 // checkBlock checks one block of entries. It is false if the block could not be
 // taken apart.

@@ -278,11 +278,13 @@ func (c *v6Check) checkXattrs(in *v6Inode, where any) {
 	if !c.takeXattrs(start, size, where) {
 		return
 	}
-	area := make([]byte, size)
+	x := &c.walk.xattrs
+	area := room(x.area, int(size))
 	if !c.src.read(area, start) {
 		return // said with the rest of the inode
 	}
-	x := v6Xattrs{v6Check: c, where: where, off: start, area: area}
+	clear(x.seen)
+	*x = v6Xattrs{v6Check: c, where: where, off: start, area: area, seen: x.seen}
 	x.run()
 	if x.n > 0 {
 		c.walk.hasXattrs = true

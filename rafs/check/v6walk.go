@@ -32,6 +32,10 @@ type v6Walk struct {
 	links     []uint32
 	hasXattrs bool
 	paths     v6Paths
+
+	// Used again for each folder and inode, since there are so many.
+	dir    v6Dir
+	xattrs v6Xattrs
 }
 
 type v6Folder struct{ nid, parent uint32 }
@@ -125,7 +129,8 @@ func (c *v6Check) folder(f v6Folder) {
 	if err != nil || c.walk.broken.has(in.nid) {
 		return // said already
 	}
-	d := &v6Dir{v6Check: c, in: &in, self: f}
+	d := &c.walk.dir
+	*d = v6Dir{v6Check: c, in: &in, self: f, block: d.block}
 	d.run()
 	if c.done() {
 		return
