@@ -259,6 +259,9 @@ func (b *BlobInfo) appendCI(to []byte, r *chunk.Record) ([]byte, error) {
 	if !b.has(layout.FeatureChunkInfoV2) {
 		return ci.AppendV1(to)
 	}
+	if r.CompressedSize == blob.MaxChunkSize {
+		return to, fmt.Errorf("%d bytes that do not compress: batches, encryption and checksums need a chunk size of at most %d", r.CompressedSize, blob.MaxChunkSize/2)
+	}
 	if r.Flags&layout.ChunkCompressed != 0 {
 		ci.Flags |= v6.ChunkInfoCompressed
 	}

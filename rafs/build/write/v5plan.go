@@ -69,7 +69,21 @@ func NewV5(t *tree.Tree, blobs []*BlobInfo, o Options) (_ *V5, err error) {
 	if err = p.chunks.finish(); err != nil {
 		return nil, err
 	}
+	if err = p.checkBlobs(); err != nil {
+		return nil, err
+	}
 	return p, p.number()
+}
+
+// checkBlobs refuses blobs that differ in what v5 says once for all of them.
+func (p *V5) checkBlobs() error {
+	for _, b := range p.Blobs() {
+		c, d := blob.Compressor(b.Entry.Compressor), blob.Digester(b.Entry.Digester)
+		if c != p.opts.Compressor && c != blob.CompressorNone || d != p.opts.Digester {
+			return fmt.Errorf("blob %s has compressor %v and digester %v, the v5 image %v and %v", b.ID, c, d, p.opts.Compressor, p.opts.Digester)
+		}
+	}
+	return nil
 }
 
 // Blobs returns the blobs that the image needs, in the order of its blob table.
