@@ -126,7 +126,7 @@ func (a *app) runImageCheck(ctx context.Context, f *checkFlags, path string) err
 	if err := wrong(path, r); err != nil {
 		return err
 	}
-	return a.describeChecked(ctx, f, path)
+	return a.describeChecked(ctx, f, path, r)
 }
 
 // wrong is the error of an image that breaks rules, which have been listed.
@@ -142,27 +142,29 @@ func wrong(path string, r *check.Report) error {
 }
 
 // describeChecked prints what nydus-image prints of a valid image.
-func (a *app) describeChecked(ctx context.Context, f *checkFlags, path string) error {
-	im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path)})
-	if err != nil {
-		return err
-	}
-	defer im.Close()
+func (a *app) describeChecked(ctx context.Context, f *checkFlags, path string, r *check.Report) error {
 	if f.verbose {
+		im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path)})
+		if err != nil {
+			return err
+		}
+		defer im.Close()
 		if err := listInodes(ctx, a.stdout, im); err != nil {
 			return err
 		}
 	}
 	fmt.Fprintln(a.stdout, "RAFS filesystem metadata is valid, referenced data blobs: ")
 	var ids []string
-	for i, b := range im.Blobs() {
+	for i, b := range r.Blobs {
+		if b.Features&layout.FeatureInlinedFSMeta != 0 && b.Features&layout.FeatureSeparate == 0 {
+			b.ID = inlineID(path)
+		}
 		fmt.Fprintf(a.stdout, "\t %d: %s, compressed size %d, uncompressed size %d, chunk size: %d, chunk count: %d, features: %s\n",
-			i, b.ID, b.CompressedSize, b.UncompressedSize, b.ChunkSize, b.ListedChunks, nydusFeatures(layout.Features(b.Features)))
+			i, b.ID, b.CompressedSize, b.UncompressedSize, b.ChunkSize, b.ChunkCount, nydusFeatures(b.Features))
 		ids = append(ids, b.ID)
 	}
-	s := im.Super()
 	return writeOutputJSON(f.outputJSON, outputJSON{
-		Bootstrap: path, Blobs: ids, FSVersion: strconv.Itoa(s.Version), Compressor: s.Compressor.String(),
+		Bootstrap: path, Blobs: ids, FSVersion: strconv.Itoa(r.Version), Compressor: r.Compressor.String(),
 	})
 }
 

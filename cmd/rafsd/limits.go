@@ -51,7 +51,7 @@ func trimHeap(getenv func(string) string) {
 // below 64 MB with what the program itself takes.
 const (
 	buildingGCPercent   = 50
-	buildingMemoryLimit = 40 << 20
+	buildingMemoryLimit = 32 << 20
 )
 
 // limitHeap keeps the heap of a conversion small, unless GOGC or GOMEMLIMIT say how

@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v5"
@@ -64,6 +65,9 @@ type Report struct {
 	// Inodes and Names count what the walk from the root found: hard links once,
 	// and each name but the root's.
 	Inodes, Names uint64
+	// Compressor is that of the image, and Blobs are its blobs as it describes them.
+	Compressor blob.Compressor
+	Blobs      []BlobFacts
 	// Violations are the rules that are broken, in the order of the parts of a
 	// bootstrap; More is how many there are beyond those listed.
 	Violations []Violation
@@ -72,6 +76,14 @@ type Report struct {
 	// MoreNotes is how many there are beyond those listed.
 	Notes     []Violation
 	MoreNotes int
+}
+
+// BlobFacts are what an image says of a blob. Sizes are in bytes.
+type BlobFacts struct {
+	ID                               string
+	CompressedSize, UncompressedSize uint64
+	ChunkSize, ChunkCount            uint32
+	Features                         layout.Features
 }
 
 // Err is nil for an image without violations, else an *Error.
@@ -166,6 +178,9 @@ func (c *checker) run() {
 		c.fail(0, "bootstrap", "%d bytes, limit %d", c.src.size, image.MaxBootstrap)
 		return
 	}
+	if c.endsAsBlob() && c.inlined() {
+		return
+	}
 	if c.src.read(magic[:], v6.SuperOffset) && binary.LittleEndian.Uint32(magic[:]) == v6.Magic {
 		c.report.Version = 6
 		(&v6Check{checker: c}).run()
@@ -179,6 +194,17 @@ func (c *checker) run() {
 	if c.src.err == nil && !c.inlined() {
 		c.fail(0, "bootstrap", "%d bytes without the magic of RAFS v5 or v6", c.src.size)
 	}
+}
+
+// endsAsBlob tells whether the last bytes are a tar header, as those of a blob with
+// sections are. One without data may begin with its bootstrap.
+func (c *checker) endsAsBlob() bool {
+	var b [v6.TarHeaderSize]byte
+	if c.inside || c.src.size < uint64(len(b)) || !c.src.read(b[:], c.src.size-uint64(len(b))) {
+		return false
+	}
+	_, err := v6.DecodeTarHeader(b[:])
+	return err == nil
 }
 
 // inlined looks for a bootstrap inside a blob. Offsets are then those in the

@@ -57,6 +57,7 @@ func (c *v5Check) readSuper() bool {
 	c.super, _ = v5.DecodeSuper(buf)
 	s := &c.super
 	c.flags = layout.Flags(s.Flags)
+	c.report.Compressor = compressorOf(c.flags)
 	rule := func(ok bool, off uint64, format string, args ...any) {
 		if !ok {
 			c.fail(off, where, format, args...)
@@ -147,6 +148,9 @@ func (c *v5Check) readBlobs(extended bool) {
 		ids[e.ID] = i
 		c.checkBlob(i, &b, extended)
 		c.blobs = append(c.blobs, b)
+		c.report.Blobs = append(c.report.Blobs, BlobFacts{
+			b.ID, b.CompressedSize, b.UncompressedSize, s.ChunkSize, b.ChunkCount, layout.Features(b.Features),
+		})
 	}
 }
 

@@ -78,6 +78,7 @@ func (c *v6Check) readSupers() bool {
 	}
 	c.blockSize = 1 << c.blockBits
 	c.tarfs = c.flags&layout.FlagTarfs != 0
+	c.report.Compressor = compressorOf(c.flags)
 	return true
 }
 
@@ -155,6 +156,9 @@ func (c *v6Check) readTables() {
 		c.src.read(b[:], off)
 		e, _ := v6.DecodeBlobEntry(b[:])
 		c.blobs = append(c.blobs, v6Blob{e, off})
+		c.report.Blobs = append(c.report.Blobs, BlobFacts{
+			e.ID, e.CompressedSize, e.UncompressedSize, e.ChunkSize, e.ChunkCount, layout.Features(e.Features),
+		})
 	}
 	if ok[4] {
 		c.chunks = newChunkIndex(len(c.blobs))
