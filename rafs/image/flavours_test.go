@@ -243,6 +243,28 @@ func TestOpenBlobs(t *testing.T) {
 	}
 }
 
+// A blob without data begins with its bootstrap, and still is a blob.
+func TestOpenBlobWithoutData(t *testing.T) {
+	for _, name := range []string{"v5-zstd-blake3", "v6-zstd-blake3"} {
+		boot := core(t, name)
+		want, err := image.New(bytes.Clone(boot))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := (&v6.TarHeader{Name: v6.SectionBootstrap, Size: uint64(len(boot))}).Append(bytes.Clone(boot))
+		im, err := image.OpenAt(bytes.NewReader(data), int64(len(data)), image.Options{InlineBlobID: "blob"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := im.Super(); got != want.Super() {
+			t.Errorf("%s: got %+v, want %+v", name, got, want.Super())
+		}
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Where the data is an object that somebody else made, a bootstrap names that, and
 // the blob it lies in is the one with the metadata.
 func TestBootstrapBesideTheData(t *testing.T) {

@@ -75,14 +75,23 @@ func OpenAt(r io.ReaderAt, size int64, opts Options) (*Image, error) {
 	return openSealed(bytes.NewReader(data), opts)
 }
 
-// isBootstrap tells a bootstrap by its magic.
+// isBootstrap tells a bootstrap by its magic. A blob without data may begin with
+// one, but then it ends with the header of that or of a table of contents.
 func isBootstrap(r io.ReaderAt, size int64) (bool, error) {
 	var head [v6.SuperOffset + 4]byte
 	n, err := r.ReadAt(head[:min(max(size, 0), int64(len(head)))], 0)
 	if err != nil && err != io.EOF {
 		return false, err
 	}
-	return isV6(head[:n]) || isV5(head[:n]), nil
+	if !isV6(head[:n]) && !isV5(head[:n]) {
+		return false, nil
+	}
+	tail, err := readAt(r, uint64(max(size-v6.TarHeaderSize, 0)), uint64(min(size, v6.TarHeaderSize)))
+	if err != nil {
+		return false, err
+	}
+	h, err := v6.DecodeTarHeader(tail)
+	return err != nil || h.Name != v6.SectionBootstrap && h.Name != v6.SectionTOC, nil
 }
 
 // blobID is the id of a blob in a file.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"testing"
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
@@ -148,4 +149,14 @@ func (dirs Blobs) checkWhole(id string) error {
 		return fmt.Errorf("%w: blob has sha256 %x, want %s", blob.ErrDigest, sum, id)
 	}
 	return nil
+}
+
+// Unzstd decompresses a frame.
+func Unzstd(t testing.TB, b []byte) []byte {
+	t.Helper()
+	out, err := zstdReader.DecodeAll(b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
