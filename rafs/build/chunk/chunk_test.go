@@ -241,3 +241,27 @@ func BenchmarkCut(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkIndex adds chunks that are new to an index of n, most of which is in a
+// file.
+func BenchmarkIndex(b *testing.B) {
+	for _, n := range []int{10_000, 2_000_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			index := NewIndex(b.TempDir())
+			defer index.Close()
+			var d blob.Digest
+			next := func() {
+				d = blob.DigesterBlake3.Sum(d[:])
+				if err := index.Add(d, 1, Ref{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for range n {
+				next()
+			}
+			for b.Loop() {
+				next()
+			}
+		})
+	}
+}

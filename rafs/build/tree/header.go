@@ -56,7 +56,7 @@ func (t *tarReader) describe(hdr *tar.Header, e *Entry) (opaque bool, err error)
 		major, minor := uint32(hdr.Devmajor), uint32(hdr.Devminor)
 		e.Rdev = minor&0xff | major<<8 | minor&^0xff<<12
 	}
-	if err := xattrs(hdr, e); err != nil {
+	if err := t.xattrs(hdr, e); err != nil {
 		return false, err
 	}
 	if t.whiteouts != WhiteoutOverlay {
@@ -76,10 +76,14 @@ func (t *tarReader) describe(hdr *tar.Header, e *Entry) (opaque bool, err error)
 
 // xattrs takes the xattrs of a header. Where both ways to write them are used,
 // they say the same.
-func xattrs(hdr *tar.Header, e *Entry) error {
+func (t *tarReader) xattrs(hdr *tar.Header, e *Entry) error {
 	for key, value := range hdr.PAXRecords {
 		if name, ok := strings.CutPrefix(key, schilyXattr); ok {
 			e.Xattrs = append(e.Xattrs, Xattr{unescape.Replace(name), value})
+			continue
+		}
+		if name, ok := aclRecords[key]; ok {
+			t.acl(hdr, e, name, value)
 			continue
 		}
 		name, ok := strings.CutPrefix(key, libarchiveXattr)
@@ -105,6 +109,21 @@ func xattrs(hdr *tar.Header, e *Entry) error {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Value, b.Value))
 	})
 	return nil
+}
+
+// acl takes an access control list. Where the tar has it as an xattr, too, that
+// counts; one that names users without numbers is dropped, as who they are is not
+// for a builder to say.
+func (t *tarReader) acl(hdr *tar.Header, e *Entry, name, text string) {
+	if _, twice := hdr.PAXRecords[schilyXattr+name]; twice || e.Type() == TypeLink {
+		return
+	}
+	switch value, ok := parseACL(text, name == aclRecords["SCHILY.acl.access"]); {
+	case !ok:
+		t.dropped++
+	case value != "":
+		e.Xattrs = append(e.Xattrs, Xattr{name, value})
+	}
 }
 
 // A pax keyword ends at its first "=", so GNU tar writes that character in the

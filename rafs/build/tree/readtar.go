@@ -80,6 +80,7 @@ type tarReader struct {
 	whiteouts Whiteouts
 	skip      func(path string) bool // or nil
 	last      string                 // name of the entry before, for errors
+	dropped   int                    // xattrs
 }
 
 func (t *tarReader) read(ctx context.Context) (*Layer, error) {
@@ -89,6 +90,7 @@ func (t *tarReader) read(ctx context.Context) (*Layer, error) {
 		}
 		hdr, err := t.tar.Next()
 		if errors.Is(err, io.EOF) {
+			t.builder.layer.DroppedXattrs += t.dropped
 			return t.builder.Layer()
 		}
 		if err != nil {
