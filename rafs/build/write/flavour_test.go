@@ -106,7 +106,7 @@ func TestEveryFlavour(t *testing.T) {
 	want = slices.DeleteFunc(want, func(e rafstest.Entry) bool { return e.Path == "/special/sock" }) // not in a tar
 	for name, f := range flavours {
 		t.Run(name, func(t *testing.T) {
-			b := buildAs(t, f, 2, tars...)
+			b := buildAs(t, f, 1, tars...)
 			im, dir, file := b.open(t, &f)
 			if err := check.Image(context.Background(), file); err != nil {
 				t.Errorf("check: %v", err)
@@ -115,14 +115,12 @@ func TestEveryFlavour(t *testing.T) {
 			if got, want := len(im.Prefetch()), min(3, len(f.Prefetch)); f.Prefetch != nil && f.Prefetch[0] != "/" && got != want {
 				t.Errorf("%d inodes to prefetch, want %d", got, want)
 			}
-			for _, workers := range []int{1, 7} {
-				again := buildAs(t, f, workers, tars...)
-				if !bytes.Equal(again.bootstrap, b.bootstrap) {
-					t.Errorf("%d workers: another bootstrap", workers)
-				}
-				if diff := cmp.Diff(b.data, again.data, cmp.Comparer(bytes.Equal)); diff != "" {
-					t.Errorf("%d workers: other blobs", workers)
-				}
+			again := buildAs(t, f, 7, tars...)
+			if !bytes.Equal(again.bootstrap, b.bootstrap) {
+				t.Error("another bootstrap with more workers")
+			}
+			if !cmp.Equal(b.data, again.data, cmp.Comparer(bytes.Equal)) {
+				t.Error("other blobs with more workers")
 			}
 		})
 	}
@@ -131,7 +129,7 @@ func TestEveryFlavour(t *testing.T) {
 // The parts of the blobs that we write from chunks of our own are right: each
 // section is where all tables say, and holds what they say.
 func TestSectionsOfEveryFlavour(t *testing.T) {
-	tars := fixtureTars(t, "everything.tar")
+	tars := fixtureTars(t, "layer1.tar")
 	for name, f := range flavours {
 		if f.Version == 5 {
 			continue

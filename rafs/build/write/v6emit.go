@@ -3,6 +3,7 @@ package write
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -14,6 +15,10 @@ import (
 
 // Write writes the bootstrap to w, from start to end. It is called once.
 func (p *V6) Write(w io.Writer) error {
+	if p.written {
+		return errors.New("bootstrap written already")
+	}
+	p.written = true
 	e := newEmitter(w)
 	supers, err := p.appendSupers(nil)
 	if err != nil {

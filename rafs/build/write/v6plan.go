@@ -46,6 +46,7 @@ type V6 struct {
 	chunkTable    uint64
 	chunkRecords  uint64 // how many
 	size          uint64
+	written       bool // parts and used are gone
 }
 
 // v6Mark is what a plan notes of an inode, under its first node.
