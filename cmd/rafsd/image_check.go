@@ -187,6 +187,8 @@ var nydusFeatureNames = []struct {
 	{layout.FeatureInlinedChunkDigest, "chunk-digest"}, {layout.FeatureChunkInfoV2, "chunk-v2"}, {layout.FeatureInlinedFSMeta, "fs-meta"},
 	{layout.FeatureSeparate, "separate"}, {layout.FeatureHasTarHeader, "tar-header"}, {layout.FeatureHasTOC, "toc"},
 	{layout.FeatureZran, "zran"}, {layout.FeatureEncrypted, "encrypted"}, {layout.FeatureChunkDictGenerated, "is-chunkdict-generated"},
+	// nydus-image has no names for these.
+	{layout.FeatureTarfs, "tarfs"}, {layout.FeatureSeparatePrefetch, "separate-prefetch"}, {layout.FeatureExternal, "external"},
 }
 
 func nydusFeatures(f layout.Features) string {

@@ -35,7 +35,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"rafsd": main, "nydusify": main})
+	testscript.Main(m, map[string]func(){"rafsd": main, "nydusify": main, "nydus-image": main})
 }
 
 // The command line is told as stories in testdata/script. The commands that they
