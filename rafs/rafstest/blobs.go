@@ -2,7 +2,9 @@ package rafstest
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -86,6 +88,13 @@ func decode(how blob.Compressor, raw []byte, size int) ([]byte, error) {
 	case blob.CompressorLZ4Block:
 		n, err := lz4.UncompressBlock(raw, dst)
 		return dst[:max(n, 0)], err
+	case blob.CompressorGzip: // of an eStargz: the start of a member, what follows is not the chunk's
+		r, err := gzip.NewReader(bytes.NewReader(raw))
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.ReadFull(r, dst)
+		return dst, err
 	}
 	return nil, fmt.Errorf("compressor %s", how)
 }

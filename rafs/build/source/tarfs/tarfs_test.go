@@ -99,7 +99,9 @@ func TestImages(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer im.Close()
-			rafstest.Compare(t, want, rafstest.Tree(im, rafstest.Blobs{dir}))
+			if size >= blob.DefaultChunkSize { // it digests the whole tar for every chunk
+				rafstest.Compare(t, want, rafstest.Tree(im, rafstest.Blobs{dir}))
+			}
 		})
 	}
 }
