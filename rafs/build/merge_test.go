@@ -240,3 +240,33 @@ func TestMergeRefused(t *testing.T) {
 		})
 	}
 }
+
+// A layer may bring no data, only names or whiteouts.
+func TestMergeLayerWithoutData(t *testing.T) {
+	for _, version := range []int{5, 6} {
+		for _, toc := range []bool{false, version == 6} {
+			dir := t.TempDir()
+			var sources, digests []string
+			for i, names := range []map[string]string{{"a": "a", "b": "b"}, {".wh.a": "", "empty": "", "d/": ""}, {"c": "c"}} {
+				o := options(t, layerDir(t, names))
+				o.Version, o.BlobDir, o.Bootstrap, o.InlineMeta, o.TOC, o.Whiteouts = version, dir, "", true, toc, tree.WhiteoutNone
+				o.Blob = filepath.Join(dir, strings.Repeat(string("abc"[i]), 64))
+				r := create(t, o)
+				if data := i != 1; (len(r.Blobs) == 1) != data {
+					t.Errorf("v%d: layer %d has blobs %q", version, i, r.Blobs)
+				}
+				sources, digests = append(sources, o.Blob), append(digests, filepath.Base(o.Blob))
+			}
+			o := mergeOptions(t, sources...)
+			o.BlobDigests = digests
+			r := merge(t, o)
+			if got := paths(t, r.Bootstrap); !slices.Equal(got, []string{"b", "c", "d", "empty"}) {
+				t.Errorf("v%d, toc %t: got %q", version, toc, got)
+			}
+			if !slices.Equal(r.Blobs, []string{digests[0], digests[2]}) {
+				t.Errorf("v%d, toc %t: blobs %q, want those of the layers with data", version, toc, r.Blobs)
+			}
+			compareFiles(t, r.Bootstrap, []string{dir}, map[string]string{"/b": "b", "/c": "c"})
+		}
+	}
+}
