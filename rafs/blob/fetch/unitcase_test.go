@@ -224,11 +224,14 @@ func (im *unitImage) addMeta(t testing.TB, kind string) {
 	if kind == "zran" {
 		meta, im2.CompressedSize = nil, uint64(len(im.raw))
 	}
-	ci, _, err := codec.Encode(blob.CompressorLZ4Block, nil, plain)
+	how := blob.CompressorLZ4Block
+	if kind == "batch-zstd" {
+		how = blob.CompressorZstd
+	}
+	ci, _, err := codec.Encode(how, nil, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	how := blob.CompressorLZ4Block
 	if len(ci) == len(plain) {
 		how = blob.CompressorNone
 	}
