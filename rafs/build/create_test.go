@@ -1,10 +1,12 @@
 package build
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,6 +20,7 @@ import (
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/export"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
@@ -488,5 +491,78 @@ func TestTarfs(t *testing.T) {
 	}
 	for _, err := range rafstest.Tree(openTest(t, merged.Bootstrap), rafstest.Blobs{blobs}) {
 		must(t, err)
+	}
+}
+
+// Of an eStargz layer the table of contents is enough, and the files that make it
+// one are no part of it.
+func TestEstargz(t *testing.T) {
+	member := func(data []byte) []byte {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		_, err := z.Write(data)
+		must(t, err, z.Close())
+		return b.Bytes()
+	}
+	big, small := noise(1, 4<<20+100), []byte("small")
+	var layer bytes.Buffer
+	offsets := []int{}
+	for _, part := range [][]byte{big[:4<<20], big[4<<20:], small} {
+		offsets = append(offsets, layer.Len())
+		layer.Write(member(part))
+	}
+	sum := func(data []byte) string { return "sha256:" + blob.DigesterSHA256.Sum(data).String() }
+	toc := fmt.Sprintf(`{"version":1,"entries":[
+		{"name":"d/","type":"dir","mode":493},
+		{"name":"d/big","type":"reg","size":%d,"mode":420,"offset":%d,"chunkSize":%d,"digest":%q,"chunkDigest":%q},
+		{"name":"d/big","type":"chunk","offset":%d,"chunkOffset":%d,"chunkSize":100,"chunkDigest":%q},
+		{"name":"small","type":"reg","size":5,"mode":420,"offset":%d,"digest":%q,"chunkDigest":%q},
+		{"name":".prefetch.landmark","type":"reg","size":1,"offset":%d,"mode":420}]}`,
+		len(big), offsets[0], 4<<20, sum(big), sum(big[:4<<20]), offsets[1], 4<<20, sum(big[4<<20:]), offsets[2], sum(small), sum(small), offsets[2])
+	o := options(t, filepath.Join(t.TempDir(), "stargz.index.json"))
+	must(t, os.WriteFile(o.Source, []byte(toc), 0o600))
+	o.Type, o.BlobID, o.BlobDataSize, o.ChunkSize = TOCRef, blob.DigesterSHA256.Sum(layer.Bytes()).String(), uint64(layer.Len()), 0
+	r := create(t, o)
+	if r.Blob != o.BlobID || r.BlobSize != int64(layer.Len()) {
+		t.Errorf("blob %s of %d bytes, want the layer, %s of %d", r.Blob, r.BlobSize, o.BlobID, layer.Len())
+	}
+	if got := files(t, o.BlobDir); !slices.Equal(got, []string{"image.boot"}) {
+		t.Errorf("wrote %q, want only a bootstrap", got)
+	}
+	if got := paths(t, r.Bootstrap); !slices.Equal(got, []string{"d", "d/big", "small"}) {
+		t.Errorf("got %q, want d, d/big and small", got)
+	}
+	blobs := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(blobs, o.BlobID), layer.Bytes(), 0o600))
+	im := openTest(t, r.Bootstrap)
+	data, err := export.NewData(im, local(t, blobs), nil)
+	must(t, err)
+	defer data.Close()
+	for name, want := range map[string][]byte{"/d/big": big, "/small": small} {
+		node, err := lookup(im, name)
+		must(t, err)
+		s := data.Stream(t.Context(), export.FileSegments(im, node))
+		got, err := io.ReadAll(s)
+		must(t, err, s.Close())
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: got %d bytes, want these %d", name, len(got), len(want))
+		}
+	}
+
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, name := range []string{".prefetch.landmark", "f", "stargz.index.json", "d/stargz.index.json"} {
+		must(t, w.WriteHeader(&tar.Header{Name: name, Size: 1, Mode: 0o644}))
+		_, err := w.Write([]byte("x"))
+		must(t, err)
+	}
+	must(t, w.Close())
+	for _, kind := range []SourceType{EstargzRafs, EstargzRef} {
+		o := options(t, filepath.Join(t.TempDir(), "layer"))
+		must(t, os.WriteFile(o.Source, member(archive.Bytes()), 0o600))
+		o.Type = kind
+		if got := paths(t, create(t, o).Bootstrap); !slices.Equal(got, []string{"d", "d/stargz.index.json", "f"}) {
+			t.Errorf("%s: got %q, want what is no part of the format", kind, got)
+		}
 	}
 }

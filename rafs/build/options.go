@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/build/source/estargz"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
 )
@@ -19,6 +20,7 @@ type Options struct {
 
 	// Version of the image: 5 or 6.
 	Version int
+	// A chunk size of 0 stands for what the type of the source has by default.
 	write.Format
 	// BatchSize, if not 0, is how many bytes of small files are compressed
 	// together at most (v6).
@@ -66,6 +68,12 @@ func Defaults() Options {
 // check refuses options that contradict each other, and settles those that the
 // type of the source decides, as nydus-image does.
 func (o *Options) check() error {
+	if o.ChunkSize == 0 {
+		o.ChunkSize = blob.DefaultChunkSize
+		if o.Type == TOCRef {
+			o.ChunkSize = estargz.DefaultChunkSize
+		}
+	}
 	switch {
 	case o.Source == "":
 		return errors.New("no source")

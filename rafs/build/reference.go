@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/rafsd/rafsd/rafs/build/source/estargz"
 	"github.com/rafsd/rafsd/rafs/build/source/tarfs"
 	"github.com/rafsd/rafsd/rafs/build/source/targz"
 	"github.com/rafsd/rafsd/rafs/build/write"
@@ -24,6 +25,8 @@ func (c *creation) reference() error {
 		return c.targz(c.opts.watch(f))
 	case TarTarfs:
 		return c.tarfs(c.opts.watch(f))
+	case TOCRef:
+		return c.toc(c.opts.watch(f))
 	}
 	return fmt.Errorf("source type %s: %w", c.opts.Type, errors.ErrUnsupported)
 }
@@ -84,13 +87,33 @@ func (c *creation) tarfs(r io.Reader) error {
 	return c.bootstrap(c.info)
 }
 
+// toc takes the table of contents of an eStargz layer for the layer. Nothing is
+// written but the bootstrap.
+func (c *creation) toc(r io.Reader) error {
+	o := c.opts
+	l, err := estargz.ReadTOC(c.ctx, r, estargz.Options{
+		Blob: c.foreign.Len(), ChunkSize: o.ChunkSize, Size: o.BlobDataSize, Limits: o.Limits, Whiteouts: o.Whiteouts, TempDir: o.TempDir,
+	})
+	if err != nil {
+		return err
+	}
+	c.layer, c.table, l.Tree = l.Tree, l.Table, nil
+	if err := c.merge(); err != nil {
+		return err
+	}
+	if l.Table.Len() > 0 {
+		// The digests are those of whoever made the layer.
+		c.info = &write.BlobInfo{ID: o.BlobID, Table: l.Table, Entry: l.Entry(), Foreign: true}
+		c.result.BlobSize = int64(o.BlobDataSize)
+	}
+	return c.bootstrap(c.info)
+}
+
 // skip tells of the entries that make a layer an eStargz, which are no part of its
-// tree (stargz-snapshotter docs/estargz.md).
+// tree.
 func (o *Options) skip() func(path string) bool {
-	if o.Type != EstargzRafs && o.Type != EstargzRef {
-		return nil
+	if o.Type == EstargzRafs || o.Type == EstargzRef {
+		return estargz.Special
 	}
-	return func(path string) bool {
-		return path == "stargz.index.json" || path == ".prefetch.landmark" || path == ".no.prefetch.landmark"
-	}
+	return nil
 }
