@@ -17,7 +17,8 @@ type BlockOptions struct {
 	Verity bool
 	// DeviceTable keeps the bootstrap as it is, with each blob where its device
 	// slot maps it, which is what nydus-image exports, byte for byte. Such a disk
-	// can be mounted since Linux 6.4 only, and fsck.erofs asks for the devices.
+	// can be mounted since Linux 6.4 only (6.1 refuses it), and fsck.erofs asks for
+	// the devices.
 	DeviceTable bool
 	// TempDir takes what a v5 image needs besides; os.TempDir by default.
 	TempDir string
@@ -41,8 +42,8 @@ type Disk struct {
 //
 // The metadata of an image says in which device a chunk lies. Without device
 // options Linux finds it by the device table (mapped_blkaddr), but only since
-// 6.4; before that every read fails. So the metadata written here has no device
-// table: all addresses are those of the one disk.
+// 6.4; before that it refuses the disk. So the metadata written here has no
+// device table: all addresses are those of the one disk.
 //
 // Each chunk is written once, where the image has it in the uncompressed space of
 // its blob. A v5 image, which has no metadata for that, gets metadata of EROFS. Blocks of zeros become holes of the file. The file appears at path

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -303,5 +304,28 @@ func TestBlockFull(t *testing.T) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil || st.Bfree != st.Blocks {
 		t.Errorf("%d of %d blocks are free, %v", st.Bfree, st.Blocks, err)
+	}
+}
+
+// A process that is killed leaves nothing.
+func TestBlockKilled(t *testing.T) {
+	c := named(t, rafstest.Core(t), "v6-zstd-blake3")
+	if dir := os.Getenv("RAFSD_KILLED"); dir != "" {
+		im, d := open(t, c)
+		_, err := export.Block(t.Context(), im, d, filepath.Join(dir, "disk"), export.BlockOptions{
+			Progress: func(done, total int64) { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
+		})
+		t.Fatalf("survived: %v", err)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestBlockKilled$")
+	cmd.Env = append(os.Environ(), "RAFSD_KILLED="+dir)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != -1 {
+		t.Fatalf("got %v, want a kill\n%s", err, out)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+		t.Errorf("left %v, %v", names, err)
 	}
 }

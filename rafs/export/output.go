@@ -11,7 +11,8 @@ import (
 )
 
 // output is a file that nobody sees before it is complete: it has no name until
-// then, so that nothing is left of it, whatever ends the process.
+// then, so that nothing is left of it, whatever ends the process. It is used by one
+// goroutine.
 type output struct {
 	*os.File
 	path  string // the name that it gets
@@ -26,22 +27,33 @@ func create(path string) (*output, error) {
 	if fi, err := os.Lstat(path); err == nil && !fi.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: is a %s, want a regular file or none", path, fi.Mode().Type())
 	}
-	o := &output{path: path}
-	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
-	if err == nil {
-		o.File = os.NewFile(uintptr(fd), path)
-		return o, nil
+	o, err := createNameless(path)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		return createHidden(path)
 	}
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL) {
+	return o, err
+}
+
+func createNameless(path string) (*output, error) {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err != nil {
 		return nil, fmt.Errorf("new file in %s: %w", filepath.Dir(path), err)
 	}
-	// A file system without nameless files.
+	return &output{File: os.NewFile(uintptr(fd), path), path: path}, nil
+}
+
+// createHidden is for file systems without nameless files. There a kill leaves
+// the file with its hidden name.
+func createHidden(path string) (o *output, err error) {
+	o = &output{path: path}
 	o.named = o.hidden()
 	if err := os.Remove(o.named); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	o.File, err = os.OpenFile(o.named, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	return o, err
+	if o.File, err = os.OpenFile(o.named, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
 // hidden is a name beside that of the file, of this process alone.
