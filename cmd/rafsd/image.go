@@ -174,6 +174,16 @@ func conflicts(cmd *cobra.Command, pairs ...[2]string) error {
 	return nil
 }
 
+// needed refuses a command line without some flags.
+func needed(cmd *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if !cmd.Flags().Changed(name) {
+			return &usageError{fmt.Errorf("--%s is missing", name)}
+		}
+	}
+	return nil
+}
+
 // withLog runs f with the log that the flags ask for.
 func (a *app) withLog(f func(log *slog.Logger) error) error {
 	log, end, err := a.log.open(a.stderr)

@@ -37,7 +37,7 @@ a fifo, or - for stdout.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b := bootstrapFlags{flag: f.bootstrap}
 			path, err := b.path(args)
-			if err != nil {
+			if err := errors.Join(err, needed(cmd, "output")); err != nil {
 				return err
 			}
 			f.daemon = f.config
@@ -51,7 +51,6 @@ a fifo, or - for stdout.`,
 	configFlag(flags, &f.config)
 	flags.StringVar(&f.output, "output", "", "write the tar to this file")
 	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
-	_ = cmd.MarkFlagRequired("output")
 	return cmd
 }
 

@@ -43,6 +43,9 @@ nothing to gain, nothing is written.`,
   rafsd image compact -B image.boot -D blobs --layers-to-compact 32 -O compact.boot`,
 		Args: args(cobra.NoArgs, "flags only"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needed(cmd, "bootstrap", "blob-dir"); err != nil {
+				return err
+			}
 			return a.withLog(func(log *slog.Logger) error { return a.runImageCompact(cmd.Context(), f, log) })
 		},
 	}
@@ -56,8 +59,6 @@ nothing to gain, nothing is written.`,
 	flags.StringVar(&f.chunkDict, "chunk-dict", "", "bootstrap whose blobs stay as they are: [bootstrap=]FILE")
 	flags.StringVarP(&f.output, "output-bootstrap", "O", "", "write the bootstrap to this file (default BOOTSTRAP with .bootstrap.compact in place of its extension)")
 	outputJSONFlag(flags, &f.outputJSON)
-	_ = cmd.MarkFlagRequired("bootstrap")
-	_ = cmd.MarkFlagRequired("blob-dir")
 	return cmd
 }
 
@@ -120,7 +121,7 @@ be fetched in one go. FILE lists them: {"version":"v1","files":[{"path":"/a","ra
 		Args:    args(cobra.NoArgs, "flags only"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.daemon = f.config
-			if err := conflicts(cmd, [2]string{"blob-dir", "config"}); err != nil {
+			if err := errors.Join(needed(cmd, "bootstrap"), conflicts(cmd, [2]string{"blob-dir", "config"})); err != nil {
 				return err
 			}
 			return a.withLog(func(log *slog.Logger) error { return a.runImageOptimize(cmd.Context(), f, log) })
@@ -135,7 +136,6 @@ be fetched in one go. FILE lists them: {"version":"v1","files":[{"path":"/a","ra
 	flags.StringVarP(&f.output, "output-bootstrap", "O", "optimized_bootstrap", "write the bootstrap to this file")
 	flags.StringVar(&f.outputDir, "output-blob-dir", "", "folder for the new blob")
 	outputJSONFlag(flags, &f.outputJSON)
-	_ = cmd.MarkFlagRequired("bootstrap")
 	return cmd
 }
 

@@ -64,7 +64,7 @@ func (a *app) run(argv []string) int {
 	root := a.entry(argv[0])
 	root.SetArgs(argv[1:])
 	if root.Name() == "nydusify" {
-		root.SetArgs(doubleDashes(argv[1:]))
+		root.SetArgs(doubleDashes(root, argv[1:]))
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -128,6 +128,9 @@ func (a *app) root() *cobra.Command {
 // begin runs after the arguments have been parsed and before the verb.
 func (a *app) begin(cmd *cobra.Command) error {
 	a.active = cmd.CommandPath()
+	if _, err := parseLevel(a.log.level); err != nil {
+		return err
+	}
 	if serves(cmd) {
 		return nil
 	}
