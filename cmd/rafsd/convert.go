@@ -1,26 +1,32 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
-	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/convert"
 )
 
 // convertFlags are those of convert.
 type convertFlags struct {
-	platform, chunkSize, compressor, digester, workDir string
-	progress                                           string
-	workers                                            int
-	plainHTTP, asJSON                                  bool
-	caFiles, prefetch                                  []string
+	accessFlags
+	pushFlags
+	platform, chunkSize, batchSize, compressor, digester string
+	workDir, progress, outputJSON, dict, blobDir         string
+	fsVersion, workers                                   int
+	allPlatforms, mergePlatform, referrer, ociRef        bool
+	aligned, docker, reverse, noState, asJSON            bool
+	dictInsecure                                         bool
+	prefetch                                             []string
 }
 
 const convertLong = `Convert an OCI image to a RAFS image, which virtual machines can start from without
@@ -32,13 +38,18 @@ layout. Credentials are docker's (~/.docker/config.json and its helpers).
 
     HOST/REPOSITORY:TAG     a registry
     oci:FOLDER[:TAG]        an OCI layout
-    oci-archive:FILE[:TAG]  a tar of one (SRC only)
+    oci-archive:FILE[:TAG]  a tar of one; also file://FILE
     docker-archive:FILE     docker save (SRC only)
     PATH                    a folder or a file that exists (SRC only)
 
 Nothing is unpacked to disk. Layers are verified as they are read; entries that try to leave the
 image are refused. The manifest is pushed last, so a conversion that is cut off changes nothing
-under DST's name; started again it finds the blobs that are there already.`
+under DST's name; started again it goes on from the layers that were done, which lie in the work
+folder until one succeeds, and does not send blobs that have arrived.
+
+--oci-ref leaves the data where it is: the image indexes the gzip layers of SRC, which are copied,
+and readers inflate them from the middle. --chunk-dict names an image, or a bootstrap in a file,
+whose chunks are not stored again. --reverse makes an OCI image of a RAFS image.`
 
 func (a *app) convert() *cobra.Command {
 	f := &convertFlags{}
@@ -54,22 +65,38 @@ func (a *app) convert() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runConvert(cmd, f, args[0], args[1]) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.platform, "platform", "", "which image of an index to take, as OS/ARCH[/VARIANT] (default that of this machine)")
+	flags.StringVar(&f.platform, "platform", "", "which images of an index to take, as OS/ARCH[/VARIANT], with commas between (default that of this machine)")
+	flags.BoolVar(&f.allPlatforms, "all-platforms", false, "take all images of an index")
+	flags.BoolVar(&f.mergePlatform, "merge-platform", false, "make an index that has each RAFS image beside its OCI image")
+	flags.BoolVar(&f.referrer, "with-referrer", false, "say in the manifest that the image is about SRC")
+	flags.BoolVar(&f.reverse, "reverse", false, "make an OCI image of a RAFS image")
+	flags.BoolVar(&f.ociRef, "oci-ref", false, "leave the data in the gzip layers of SRC and index these (zran)")
+	flags.IntVar(&f.fsVersion, "fs-version", 6, "version of the format, 5 or 6")
 	flags.StringVar(&f.chunkSize, "chunk-size", "1MiB", "size of chunks, a power of two from 4KiB to 16MiB")
+	flags.StringVar(&f.batchSize, "batch-size", "0", "compress small files together, up to so many bytes; 0 for never")
+	flags.BoolVar(&f.aligned, "fs-align-chunk", false, "v5: chunks at multiples of 4KiB, as v6 always has them")
 	flags.StringVar(&f.compressor, "compressor", "zstd", "zstd, lz4_block or none")
 	flags.StringVar(&f.digester, "digester", "blake3", "blake3 or sha256")
+	flags.StringVar(&f.dict, "chunk-dict", "", "RAFS image, or bootstrap, whose chunks are not stored again")
+	flags.StringVar(&f.blobDir, "blob-dir", "", "folder that takes the blobs, in place of DST")
 	flags.StringArrayVar(&f.prefetch, "prefetch", nil, "path in the image that readers fetch ahead; may be repeated")
 	flags.IntVar(&f.workers, "workers", 0, "chunks compressed at the same time (default one a CPU)")
-	flags.StringVar(&f.workDir, "work-dir", "", "folder for blobs until they are pushed (default $TMPDIR or /tmp)")
-	flags.BoolVar(&f.plainHTTP, "plain-http", false, "talk http, not https, to the registries")
-	flags.StringArrayVar(&f.caFiles, "ca", nil, "further certificate authorities, a PEM file; may be repeated")
-	flags.BoolVar(&f.asJSON, "json", false, "print the result as JSON, and no progress unless asked for")
+	flags.StringVar(&f.workDir, "work-dir", "", "folder for blobs until they are pushed, and for layers to go on from (default $TMPDIR or /tmp, and $XDG_CACHE_HOME/rafsd)")
+	flags.BoolVar(&f.noState, "no-resume", false, "keep no layers to go on from, and use none")
+	flags.StringVar(&f.outputJSON, "output-json", "", "file that gets nydusify's metrics of the conversion")
 	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
+	flags.BoolVar(&f.asJSON, "json", false, "print the result as JSON, and no progress unless asked for")
+	f.accessFlags.register(flags)
+	f.pushFlags.register(flags)
 	return cmd
 }
 
 func (a *app) runConvert(cmd *cobra.Command, f *convertFlags, src, dst string) error {
-	options, err := f.options(src, dst)
+	limitHeap(a.getenv)
+	if f.reverse {
+		return a.runReverse(cmd, f, src, dst)
+	}
+	options, err := f.options(src, dst, a.getenv)
 	if err != nil {
 		return err
 	}
@@ -77,10 +104,17 @@ func (a *app) runConvert(cmd *cobra.Command, f *convertFlags, src, dst string) e
 	if err != nil {
 		return err
 	}
-	options.Progress = show.event
+	watch := newStopwatch()
+	options.Progress = func(e convert.Event) {
+		watch.event(e)
+		show.event(e)
+	}
 	result, err := convert.Convert(cmd.Context(), options)
 	show.end(err == nil)
 	if err != nil {
+		return err
+	}
+	if err := f.writeMetrics(watch.metrics(result)); err != nil {
 		return err
 	}
 	facts := newConvertFacts(result)
@@ -88,29 +122,48 @@ func (a *app) runConvert(cmd *cobra.Command, f *convertFlags, src, dst string) e
 }
 
 // options translates the flags, whose mistakes are those of usage.
-func (f *convertFlags) options(src, dst string) (convert.Options, error) {
+func (f *convertFlags) options(src, dst string, getenv func(string) string) (o convert.Options, err error) {
 	usage := func(flag string, err error) (convert.Options, error) {
 		return convert.Options{}, &usageError{fmt.Errorf("--%s: %w", flag, err)}
 	}
-	roots, err := rootCAs(f.caFiles)
+	from, to, err := f.accessFlags.options()
 	if err != nil {
-		return convert.Options{}, err
+		return o, err
 	}
-	access := artifact.Options{PlainHTTP: f.plainHTTP, RootCAs: roots, UserAgent: "rafsd/" + buildInfo().Version}
-	o := convert.Options{
-		Source: src, Target: dst, SourceRegistry: access, TargetRegistry: access,
+	o = convert.Options{
+		Source: src, Target: dst, SourceRegistry: from, TargetRegistry: to, DictRegistry: from,
+		AllPlatforms: f.allPlatforms, MergePlatform: f.mergePlatform, Referrer: f.referrer, DockerFormat: f.docker,
+		Reference: f.ociRef, Dict: f.dict, BlobDir: f.blobDir,
 		Workers: f.workers, WorkDir: f.workDir, Prefetch: f.prefetch,
+		Format: convert.Format{Version: f.fsVersion, Aligned: f.aligned},
 	}
-	if f.platform != "" {
-		p, err := v1.ParsePlatform(f.platform)
-		if err != nil || p.Architecture == "" {
-			return usage("platform", fmt.Errorf("want OS/ARCH[/VARIANT], got %q", f.platform))
+	o.DictRegistry.Insecure = f.dictInsecure
+	o.DictRegistry.PlainHTTP = o.DictRegistry.PlainHTTP || f.dictInsecure
+	if o.Push, err = f.push(); err != nil {
+		return o, err
+	}
+	if f.fsVersion != 5 && f.fsVersion != 6 {
+		return usage("fs-version", fmt.Errorf("want 5 or 6, got %d", f.fsVersion))
+	}
+	switch {
+	case f.platform != "" && f.allPlatforms:
+		return usage("platform", errors.New("conflicts with --all-platforms"))
+	case f.platform != "":
+		if o.Platforms, err = store.ParsePlatforms(f.platform); err != nil {
+			return usage("platform", err)
 		}
-		o.SourceRegistry.Platform = *p
+		if o.SourceRegistry.Platform = o.Platforms[0]; len(o.Platforms) == 1 {
+			o.Platforms = nil // of an index below an index, too
+		}
 	}
 	if o.Format.ChunkSize, err = parseChunkSize(f.chunkSize); err != nil {
 		return usage("chunk-size", err)
 	}
+	batch, err := parseBytes(f.batchSize)
+	if err != nil || batch > blob.MaxChunkSize {
+		return usage("batch-size", fmt.Errorf("want 0 or a power of two up to the chunk size, got %q", f.batchSize))
+	}
+	o.Format.BatchSize = uint32(batch)
 	compressor, err := blob.ParseCompressor(f.compressor)
 	if err != nil {
 		return usage("compressor", err)
@@ -124,7 +177,37 @@ func (f *convertFlags) options(src, dst string) (convert.Options, error) {
 			return usage("prefetch", fmt.Errorf("want an absolute path in the image, got %q", p))
 		}
 	}
-	return o, nil
+	return o, f.prepare(&o, getenv)
+}
+
+// prepare makes the work folder, and finds one for the layers to go on from.
+func (f *convertFlags) prepare(o *convert.Options, getenv func(string) string) error {
+	if f.workDir != "" {
+		if err := os.MkdirAll(f.workDir, 0o700); err != nil {
+			return fmt.Errorf("--work-dir: %w", err)
+		}
+	}
+	switch {
+	case f.noState:
+	case f.workDir != "":
+		o.StateDir = f.workDir
+	default:
+		o.StateDir = cacheFolder(getenv)
+	}
+	return nil
+}
+
+// cacheFolder is the user's for what may be lost; empty if there is none.
+func cacheFolder(getenv func(string) string) string {
+	base := getenv("XDG_CACHE_HOME")
+	if base == "" && getenv("HOME") != "" {
+		base = filepath.Join(getenv("HOME"), ".cache")
+	}
+	dir := filepath.Join(base, "rafsd")
+	if !filepath.IsAbs(base) || os.MkdirAll(dir, 0o700) != nil {
+		return ""
+	}
+	return dir
 }
 
 // parseChunkSize reads a number of bytes, with or without 0x, K, KiB, M or MiB.
@@ -147,6 +230,7 @@ func parseChunkSize(s string) (uint32, error) {
 type convertFacts struct {
 	Target             string              `json:"target"`
 	Digest             string              `json:"digest"`
+	Images             int                 `json:"images"`
 	Inodes             int                 `json:"inodes"`
 	BootstrapSize      int64               `json:"bootstrap_size"`
 	BootstrapLayerSize int64               `json:"bootstrap_layer_size"`
@@ -170,7 +254,7 @@ type convertLayerFacts struct {
 
 func newConvertFacts(r *convert.Result) *convertFacts {
 	f := &convertFacts{
-		Target: r.Target, Digest: r.Digest.String(), Inodes: r.Inodes,
+		Target: r.Target, Digest: r.Digest.String(), Images: r.Images, Inodes: r.Inodes,
 		BootstrapSize: r.BootstrapSize, BootstrapLayerSize: r.BootstrapLayerSize,
 		Blobs: append([]string{}, r.Blobs...), Layers: []convertLayerFacts{},
 	}

@@ -37,7 +37,7 @@ func (a *app) nydusify() *cobra.Command {
 	env(flags, "log-level", "LOG_LEVEL")
 	env(flags, "log-file", "LOG_FILE")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.nydusifyCopy(), a.nydusifyCheck())
+	root.AddCommand(a.nydusifyConvert(), a.nydusifyCopy(), a.nydusifyCheck())
 	for verb, instead := range map[string]string{
 		"mount": "virtiofs", "view": "virtiofs", "build": "image create", "pack": "image create",
 		"optimize": "image optimize", "chunkdict": "image chunkdict",
@@ -83,11 +83,18 @@ func fromEnvironment(cmd *cobra.Command, getenv func(string) string) error {
 	return err
 }
 
-// doubleDashes turns "-source", which nydusify takes too, into "--source".
-func doubleDashes(args []string) []string {
+// doubleDashes turns "-source", which nydusify takes too, into "--source". Values
+// may begin with a dash, so only the names of flags count.
+func doubleDashes(root *cobra.Command, args []string) []string {
+	known := map[string]bool{"chunk-size": true, "multi-platform": true}
+	for _, cmd := range append(root.Commands(), root) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+		cmd.PersistentFlags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+	}
 	out := make([]string, len(args))
 	for i, arg := range args {
-		if len(arg) > 2 && arg[0] == '-' && arg[1] != '-' && !strings.ContainsAny(arg[1:2], "0123456789") {
+		name, _, _ := strings.Cut(strings.TrimPrefix(arg, "-"), "=")
+		if len(arg) > 2 && arg[0] == '-' && arg[1] != '-' && known[name] {
 			arg = "-" + arg
 		}
 		out[i] = arg

@@ -29,6 +29,7 @@ type conversion struct {
 	*run
 	source *source
 	layers []*layer
+	boot   string // digest of the bootstrap layer, once there is one
 }
 
 func (c *conversion) tell(e Event) {
@@ -39,7 +40,7 @@ func (c *conversion) tell(e Event) {
 // digest is what events call a layer; that of the bootstrap is -1.
 func (c *conversion) digest(i int) string {
 	if i < 0 {
-		return ""
+		return c.boot
 	}
 	return c.source.layers[i].desc.Digest.String()
 }
@@ -63,7 +64,7 @@ func (r *run) image(ctx context.Context, src *source) (*store.Document, error) {
 		return nil, err
 	}
 	size := i.bootstrap.desc.Size
-	c.tell(Event{Layer: -1, Digest: i.bootstrap.desc.Digest.String(), Stage: StageDone, Done: size, Total: size})
+	c.tell(Event{Layer: -1, Digest: c.boot, Stage: StageDone, Done: size, Total: size})
 	c.describe(i)
 	return i.doc, nil
 }
@@ -178,7 +179,7 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 	if err != nil {
 		return err
 	}
-	i.diffID = hashOf(diff)
+	i.diffID, c.boot = hashOf(diff), hashOf(stored).String()
 	i.bootstrap = filePiece(i.file, v1.Descriptor{MediaType: types.OCILayer, Digest: hashOf(stored), Size: size})
 	if c.docker() {
 		i.bootstrap.desc.MediaType = types.DockerLayer
@@ -249,8 +250,7 @@ func (c *conversion) store(ctx context.Context, i *rafsImage) error {
 			}
 		}
 	}
-	passed := c.progress(-1, StagePush, i.bootstrap.desc.Size)
-	passed(0)
+	c.tell(Event{Layer: -1, Digest: c.boot, Stage: StagePush, Total: i.bootstrap.desc.Size})
 	for _, p := range []*piece{i.bootstrap, i.config} {
 		if _, err := c.dst.Blob(ctx, p.desc, p.open); err != nil {
 			return fmt.Errorf("target %s: %w (%s)", c.opts.Target, err, again)

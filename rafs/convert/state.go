@@ -86,6 +86,7 @@ func (s *state) forget() {
 		_ = os.Remove(s.path(key, stateLayer))
 		_ = os.Remove(s.path(key, stateBlob))
 	}
+	_ = os.Remove(s.dir) // fails while others have layers there
 }
 
 func (s *state) path(key, suffix string) string { return filepath.Join(s.dir, key+suffix) }
