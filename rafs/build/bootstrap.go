@@ -173,18 +173,26 @@ type traits struct {
 	owners    bool
 	tarfs     bool
 	digester  blob.Digester
+	// compressor is that of version 5, where blobs have none of their own; nil for
+	// an image without blobs.
+	compressor *blob.Compressor
 }
 
 func imageTraits(im *image.Image) traits {
 	s := im.Super()
-	return traits{
+	t := traits{
 		version: s.Version, chunkSize: s.ChunkSize, digester: s.Digester,
 		owners: s.Flags&layout.FlagExplicitUIDGID != 0, tarfs: s.Flags&layout.FlagTarfs != 0,
 	}
+	if len(im.Blobs()) > 0 {
+		t.compressor = &s.Compressor
+	}
+	return t
 }
 
 // compare tells what another image has that cannot be one with this one (nydus
-// rafs/src/metadata/mod.rs, check_compatibility).
+// rafs/src/metadata/mod.rs, check_compatibility). It makes images of several
+// compressors in version 5, too, which nobody can read.
 func (t traits) compare(got traits) error {
 	switch {
 	case got.version != t.version:
@@ -197,6 +205,8 @@ func (t traits) compare(got traits) error {
 		return fmt.Errorf("%w: tarfs %t, want %t", ErrInconsistent, got.tarfs, t.tarfs)
 	case t.version == 5 && got.digester != t.digester:
 		return fmt.Errorf("%w: digester %v, want %v, which the inodes of version 5 are digested by", ErrInconsistent, got.digester, t.digester)
+	case t.version == 5 && got.compressor != nil && t.compressor != nil && *got.compressor != *t.compressor:
+		return fmt.Errorf("%w: compressor %v, want %v, which version 5 has only one of", ErrInconsistent, *got.compressor, *t.compressor)
 	}
 	return nil
 }

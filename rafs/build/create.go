@@ -140,7 +140,7 @@ func (c *creation) openImage(what, path string) (*image.Image, error) {
 	}
 	c.images = append(c.images, im)
 	o := c.opts
-	want := traits{version: o.Version, chunkSize: o.ChunkSize, owners: !o.NoOwner, digester: o.Digester}
+	want := traits{version: o.Version, chunkSize: o.ChunkSize, owners: !o.NoOwner, digester: o.Digester, compressor: &o.Compressor}
 	if err := want.compare(imageTraits(im)); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, path, err)
 	}

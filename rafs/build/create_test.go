@@ -373,6 +373,33 @@ func TestInconsistent(t *testing.T) {
 	}
 }
 
+// Version 5 has one compressor for all blobs.
+func TestOneCompressor(t *testing.T) {
+	src := layerDir(t, map[string]string{"a": strings.Repeat("a", 5000)})
+	base := options(t, src)
+	base.Version, base.Compressor = 5, blob.CompressorLZ4Block
+	first := create(t, base)
+	empty := options(t, layerDir(t, map[string]string{"empty": ""}))
+	empty.Version = 5
+	none := create(t, empty)
+	other := options(t, layerDir(t, map[string]string{"b": strings.Repeat("b", 5000)}))
+	other.Version, other.Parent = 5, first.Bootstrap
+	if _, err := Create(context.Background(), other); !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), "lz4_block") {
+		t.Errorf("parent: got %v, want ErrInconsistent", err)
+	}
+	other.Parent = ""
+	if _, err := Merge(context.Background(), mergeOptions(t, first.Bootstrap, create(t, other).Bootstrap)); !errors.Is(err, ErrInconsistent) {
+		t.Errorf("merge: got %v, want ErrInconsistent", err)
+	}
+	m := mergeOptions(t, none.Bootstrap, first.Bootstrap, none.Bootstrap)
+	m.BlobIDs = []string{"none", first.Blob, "none"}
+	r := merge(t, m)
+	if r.Compressor != blob.CompressorLZ4Block {
+		t.Errorf("compressor %v, want that of the layer with data", r.Compressor)
+	}
+	compareFiles(t, r.Bootstrap, []string{base.BlobDir}, map[string]string{"/a": strings.Repeat("a", 5000)})
+}
+
 // A chunk of the dictionary that would follow one of the new blob by its block
 // number is stored again: Linux would read on in the wrong device.
 func TestDictionaryNeighbours(t *testing.T) {

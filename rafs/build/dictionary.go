@@ -113,10 +113,6 @@ func (d *dictionary) add(i int, path string) error {
 	if err := imageTraits(d.images[0]).compare(imageTraits(im)); err != nil {
 		return err
 	}
-	first, s := d.images[0].Super(), im.Super()
-	if s.Version == 5 && s.Compressor != first.Compressor {
-		return fmt.Errorf("%w: compressor %v, want %v, which version 5 has only one of", ErrInconsistent, s.Compressor, first.Compressor)
-	}
 	known, err := d.blobs.Add(im, nil)
 	if err != nil {
 		return err

@@ -93,6 +93,9 @@ func Merge(ctx context.Context, o MergeOptions) (*Result, error) {
 	}
 	defer t.Close()
 	last := m.images[len(m.images)-1].Super()
+	if m.want.version == 5 && m.want.compressor != nil {
+		last.Compressor = *m.want.compressor // the last layer may have no data
+	}
 	err = m.boot.emit(ctx, &o.Host, bootstrapDir(o.Bootstrap, o.BlobDir), t, foreignInfos(&m.known), write.Options{
 		Format:  write.Format{ChunkSize: last.ChunkSize, Compressor: last.Compressor, Digester: last.Digester},
 		Version: last.Version, Prefetch: o.Prefetch.table(),
@@ -189,6 +192,9 @@ func (m *merging) image(what, path, id string) (*image.Image, error) {
 	got := imageTraits(im)
 	if m.want == nil {
 		m.want = &got
+	}
+	if m.want.compressor == nil {
+		m.want.compressor = got.compressor
 	}
 	if err := m.want.compare(got); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, path, err)
