@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v5"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
@@ -141,10 +142,40 @@ func TestSameV6AsNydus(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := flavour{Options: Options{Format: zstdBlake3}, plain: true, crc: true}
 			b := buildAs(t, f, 1, fixtureTars(t, "tarable.tar")...)
-			want := decodeV6(t, nydusFile(t, "images", name, "image.boot"))
-			if diff := cmp.Diff(want, decodeV6(t, b.bootstrap)); diff != "" {
+			boot := nydusFile(t, "images", name, "image.boot")
+			if diff := cmp.Diff(decodeV6(t, boot), decodeV6(t, b.bootstrap)); diff != "" {
 				t.Errorf("tables (-nydus +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(places(t, boot), places(t, b.bootstrap)); diff != "" || len(boot) != len(b.bootstrap) {
+				t.Errorf("inodes by name, %d bytes, got %d (-nydus +got):\n%s", len(boot), len(b.bootstrap), diff)
 			}
 		})
 	}
+}
+
+// places tells where the inodes of a bootstrap lie.
+func places(t *testing.T, boot []byte) map[string]uint64 {
+	t.Helper()
+	im, err := image.New(boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	nodes := map[string]uint64{}
+	var walk func(dir uint64, at string)
+	walk = func(dir uint64, at string) {
+		err := im.ReadDir(dir, 0, func(d image.Dirent) bool {
+			name := at + "/" + string(d.Name)
+			nodes[name] = d.Node
+			if d.Type == tree.TypeDir && string(d.Name) != "." && string(d.Name) != ".." {
+				walk(d.Node, name)
+			}
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk(image.Root, "")
+	return nodes
 }

@@ -95,6 +95,9 @@ func TestTarfs(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("tables (-nydus +got):\n%s", diff)
 	}
+	if diff := cmp.Diff(places(t, nydusFile(t, "images", "v6-tar-tarfs", "image.boot")), places(t, bootstrap)); diff != "" {
+		t.Errorf("inodes by name (-nydus +got):\n%s", diff)
+	}
 	dir := t.TempDir()
 	boot := filepath.Join(dir, "image.boot")
 	for name, b := range map[string][]byte{boot: bootstrap, filepath.Join(dir, id): data} {

@@ -298,7 +298,7 @@ func (p *V6) placeInode(s *space, n *tree.Node) error {
 	case tree.TypeLink:
 		m.layout, off, blocks = s.flat(fixed, n.Size)
 	default:
-		m.layout, off = v6.LayoutFlatPlain, s.slots(fixed)
+		m.layout, off = v6.LayoutFlatPlain, s.append(fixed)
 	}
 	if s.next > maxBootstrap {
 		return fmt.Errorf("bootstrap of more than %d bytes", uint64(maxBootstrap))
@@ -325,21 +325,6 @@ func (p *V6) addPart(off uint64, id tree.ID, blocks bool) error {
 		value[4] = 1
 	}
 	return p.parts.Add(key[:], value[:])
-}
-
-// flat places an inode whose data lies in the metadata area: whole blocks apart,
-// and the rest behind the inode where that stays within one block.
-func (s *space) flat(fixed, size uint64) (l v6.InodeLayout, off, blocks uint64) {
-	tail := size % s.block
-	if tail != 0 && fixed+tail <= s.block {
-		off = s.slots(fixed + tail)
-		if whole := size - tail; whole > 0 {
-			blocks = s.blocks(whole)
-		}
-		return v6.LayoutFlatInline, off, blocks
-	}
-	off = s.slots(fixed)
-	return v6.LayoutFlatPlain, off, s.blocks(size)
 }
 
 // checkBlocks refuses what does not fit into EROFS' 32-bit block addresses.
