@@ -11,9 +11,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/backendtest/faultserver"
+	"github.com/rafsd/rafsd/rafs/blob/backend/registry"
 	"github.com/rafsd/rafsd/rafs/export"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/rafstest"
@@ -193,5 +199,41 @@ func TestUnpackErrors(t *testing.T) {
 	}
 	if _, err := export.Unpack(t.Context(), im, data(t, im, rafstest.Blobs{t.TempDir()}), io.Discard, export.UnpackOptions{}); err == nil {
 		t.Error("no blob: no error")
+	}
+}
+
+// Over a registry whose connections break and whose bytes are wrong now and then,
+// an image is the same.
+func TestUnpackRegistry(t *testing.T) {
+	c := named(t, rafstest.Core(t), "v6-layers")
+	im, d := open(t, c)
+	want, _ := unpack(t, im, d, export.UnpackOptions{})
+	s := faultserver.New()
+	for _, b := range im.Blobs() {
+		s.PutAs(b.ID, read(t, filepath.Join(c.Blobs[0], b.ID)))
+	}
+	reg, err := registry.New(registry.Options{
+		Host: "registry.test", Repo: "r", Scheme: "http", Keychain: authn.NewMultiKeychain(), Dial: faultserver.Serve(t, s),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+	for _, f := range []faultserver.Fault{{Kind: faultserver.Truncate, At: 700, Times: 1}, {Kind: faultserver.Flip, At: 50, Times: 1}} {
+		defer s.Inject(f)()
+		far, err := export.NewData(im, backend.Retry(reg, backend.RetryPolicy{Base: time.Millisecond}), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := unpack(t, im, far, export.UnpackOptions{})
+		if !bytes.Equal(got, want) {
+			t.Errorf("fault %v: other bytes than from a folder", f.Kind)
+		}
+		if err := far.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(s.BlobRequests()) == 0 {
+		t.Error("nothing came from the registry")
 	}
 }
