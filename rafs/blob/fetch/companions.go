@@ -66,7 +66,7 @@ func (e *Engine) gather(t *table, own, fresh []*flight) (out, lost []*flight, er
 func (g *gathering) unit(of candidate) {
 	u, last := of.place.Unit, of.flight.chunk.Index
 	g.units[u] = &last
-	if of.flight.foreign || !g.s.fills() && int(u.OutSize) > g.e.opts.Recent/2 {
+	if of.flight.foreign || !g.s.fills() && int(u.OutSize) > g.e.opts.Recent {
 		return
 	}
 	room := int64(u.OutSize)
