@@ -134,6 +134,9 @@ func (a *app) show(asJSON bool, v any, text func(io.Writer)) error {
 	return w.Flush()
 }
 
+// maxShownPrefetch is how much of a prefetch list fits beside the rest.
+const maxShownPrefetch = 20
+
 func (s *survey) text(w io.Writer) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -148,7 +151,14 @@ func (s *survey) text(w io.Writer) {
 	d := s.Data
 	row("Files", "%s", bytesText(d.Files))
 	row("Chunks", "%d, %s uncompressed%s", d.Chunks, bytesText(d.Stored), saved(", dedup saves", d.Files, d.Stored))
-	row("Compressed", "%s%s", bytesText(d.Compressed), saved(", compression saves", d.Stored, d.Compressed))
+	about := ""
+	if d.Estimated {
+		about = "about "
+	}
+	row("Compressed", "%s%s%s", about, bytesText(d.Compressed), saved(", compression saves", d.Stored, d.Compressed))
+	if all := sum(d.Objects, uint64(s.Size)); d.Files > 0 && d.Objects > 0 {
+		row("In all", "%s with blobs and bootstrap, %s of the files", bytesText(all), percent(all, d.Files))
+	}
 	if len(s.Blobs) > 0 {
 		fmt.Fprintf(w, "\nBLOB\tCOMPRESSED\tUNCOMPRESSED\tCHUNKS\tUSED\tCOMPRESSOR\tFEATURES\n")
 		for _, b := range s.Blobs {
@@ -164,7 +174,11 @@ func (s *survey) text(w io.Writer) {
 	}
 	if len(s.Prefetch) > 0 {
 		fmt.Fprintf(w, "\nPREFETCH\n")
-		for _, p := range s.Prefetch {
+		for i, p := range s.Prefetch {
+			if i == maxShownPrefetch {
+				fmt.Fprintf(w, "(and %d more; --json lists all)\n", len(s.Prefetch)-i)
+				break
+			}
 			fmt.Fprintf(w, "%s\n", p)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
 )
@@ -56,6 +57,11 @@ type dataFacts struct {
 	Stored     uint64 `json:"chunk_bytes"`
 	Compressed uint64 `json:"compressed_bytes"`
 	Chunks     uint64 `json:"chunks"`
+	// Estimated tells that Compressed is an estimate: what chunks take that are
+	// compressed together, nobody says of each.
+	Estimated bool `json:"compressed_bytes_estimated"`
+	// Objects is the sum of the blob objects, used or not.
+	Objects uint64 `json:"blob_bytes"`
 }
 
 type blobFacts struct {
@@ -125,12 +131,28 @@ func (s *survey) countBlobs(ctx context.Context, im *image.Image) error {
 				f.UsedUncompressed = sum(f.UsedUncompressed, uint64(c.UncompressedSize))
 			}
 		}
+		if layout.Features(b.Features)&(layout.FeatureZran|layout.FeatureBatch) != 0 {
+			f.UsedCompressed, s.Data.Estimated = dataShare(b, f.UsedChunks), true
+		}
+		s.Data.Objects = sum(s.Data.Objects, b.CompressedSize)
 		s.Data.Chunks += f.UsedChunks
 		s.Data.Stored = sum(s.Data.Stored, f.UsedUncompressed)
 		s.Data.Compressed = sum(s.Data.Compressed, f.UsedCompressed)
 		s.Blobs = append(s.Blobs, f)
 	}
 	return nil
+}
+
+// dataShare is what so many chunks of a blob take in it, if all take the same.
+func dataShare(b *blob.Info, used uint64) uint64 {
+	data := b.CompressedSize
+	if b.MetaID == b.ID && b.ChunkInfo.Offset > 0 {
+		data = min(data, b.ChunkInfo.Offset)
+	}
+	if used >= uint64(b.ListedChunks) {
+		return data
+	}
+	return uint64(float64(data) * float64(used) / float64(b.ListedChunks))
 }
 
 // walker visits every name of an image. The image has been validated: its folders
