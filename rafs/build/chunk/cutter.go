@@ -92,7 +92,7 @@ func (c *Cutter) chunk(r io.Reader, n int, batch bool) (Ref, error) {
 		return Ref{}, *err
 	}
 	alone := !batch && n > groupChunk
-	if c.open != nil && !c.open.batch && len(c.open.raw)+n > groupSize {
+	if c.open != nil && !c.open.batch && (len(c.open.raw)+n > groupSize || len(c.open.pieces) == groupCount) {
 		if err := c.flush(); err != nil {
 			return Ref{}, err
 		}

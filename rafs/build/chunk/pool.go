@@ -21,6 +21,7 @@ type Pool struct {
 const (
 	groupChunk = 32 << 10  // what is larger goes alone, in bytes
 	groupSize  = 128 << 10 // of a group at most, in bytes
+	groupCount = 256       // chunks of a group at most
 )
 
 // slot is some chunks on their way to the blob, and buffers. It is one chunk, or

@@ -15,7 +15,7 @@ import (
 
 const (
 	// defaultMemory is what the entries of a layer take while they come, in bytes.
-	defaultMemory = 2 << 20
+	defaultMemory = 1 << 20
 	// logCache is what a log of a layer keeps in memory, in bytes.
 	logCache = 16 << 10
 )
@@ -29,7 +29,7 @@ type BuilderOptions struct {
 	// TempDir takes what is spilled; os.TempDir by default.
 	TempDir string
 	Limits  Limits
-	// Memory bounds what sorting the entries takes, in bytes; 2 MiB by default.
+	// Memory bounds what sorting the entries takes, in bytes; 1 MiB by default.
 	Memory int
 }
 

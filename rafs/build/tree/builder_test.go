@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -291,5 +292,45 @@ func TestMergeStops(t *testing.T) {
 		if _, err := l.refs.Append([]byte("x")); err == nil {
 			t.Error("a layer that was taken over is not closed")
 		}
+	}
+}
+
+// Lookups find what is there and nothing else, in whatever order they come.
+func TestLookup(t *testing.T) {
+	var entries []Entry
+	paths := map[string]bool{}
+	for i := range 600 {
+		p := fmt.Sprintf("d%d/f%d", i%3, i*7)
+		if i%50 == 0 {
+			p = fmt.Sprintf("d%d/sub%d/f", i%3, i)
+		}
+		paths[p] = true
+		entries = append(entries, regular(p, 0))
+	}
+	l, err := layerOf(t, BuilderOptions{}, entries...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := Merge(context.Background(), "", l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	try := func(p string) {
+		t.Helper()
+		n, ok, err := tr.Lookup(p)
+		if err != nil || ok != paths[p] || ok && !strings.HasSuffix(p, "/"+n.Name) {
+			t.Errorf("%q: got %q, %t, %v, want it there: %t", p, n.Name, ok, err, paths[p])
+		}
+	}
+	sorted := slices.Sorted(maps.Keys(paths))
+	for _, p := range sorted {
+		try(p)
+		try(p + "0000")
+	}
+	for i := range sorted {
+		try(sorted[len(sorted)-1-i])
+		try(sorted[i*7919%len(sorted)])
+		try(sorted[i] + "/x")
 	}
 }

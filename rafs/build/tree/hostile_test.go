@@ -151,8 +151,19 @@ func TestDecompress(t *testing.T) {
 		}
 	}
 	skippable := append([]byte{0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 'x', 'y'}, zs.Bytes()...)
+	var halves bytes.Buffer
+	for _, half := range []string{text[:5], text[5:]} {
+		g.Reset(&halves)
+		if _, err := io.WriteString(g, half); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, data := range map[string][]byte{
-		"plain": []byte(text), "gzip": gz.Bytes(), "zstd": zs.Bytes(), "zstd after a skippable frame": skippable,
+		"plain": []byte(text), "gzip": gz.Bytes(), "gzip of two members": halves.Bytes(),
+		"zstd": zs.Bytes(), "zstd after a skippable frame": skippable,
 	} {
 		r, err := Decompress(bytes.NewReader(data))
 		if err != nil {

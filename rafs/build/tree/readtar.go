@@ -51,7 +51,7 @@ type ReadOptions struct {
 	TempDir string
 	// Whiteouts is WhiteoutOCI by default.
 	Whiteouts Whiteouts
-	// Memory bounds what sorting the entries takes, in bytes; 2 MiB by default.
+	// Memory bounds what sorting the entries takes, in bytes; 1 MiB by default.
 	Memory int
 	// Skip, if not nil, tells of paths, as in Entry.Path, whose entries are passed
 	// over.

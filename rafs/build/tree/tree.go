@@ -86,6 +86,7 @@ type Tree struct {
 	names  *spill.Log   // names and symlink targets
 	layers []*Layer     // which hold xattrs and refs
 	n      int
+	hints  map[ID]hint // of Lookup, by folder
 }
 
 // Len is the number of nodes.
@@ -159,31 +160,57 @@ func (t *Tree) Children(dir ID) iter.Seq2[*Node, error] {
 }
 
 // Lookup finds a node by its path, following nothing. Leading and trailing
-// slashes mean nothing; "" is the root.
+// slashes mean nothing; "" is the root. Paths that are asked for in the order of
+// their bytes take one walk over a folder, not one each.
 func (t *Tree) Lookup(path string) (Node, bool, error) {
 	n, err := t.Node(Root)
 	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if err != nil {
-			return Node{}, false, err
-		}
-		if part == "" {
+		if part == "" || err != nil {
 			continue
 		}
-		found := false
-		for c, childErr := range t.Children(n.ID) {
-			if childErr != nil {
-				return Node{}, false, childErr
-			}
-			if c.Name == part {
-				n, found = *c, true
-				break
-			}
-		}
-		if !found {
-			return Node{}, false, nil
+		var ok bool
+		if n, ok, err = t.child(n.ID, part); !ok {
+			return Node{}, false, err
 		}
 	}
 	return n, err == nil, err
+}
+
+// hint is where the last lookup in a folder ended: the names before id are less
+// than name.
+type hint struct {
+	name string
+	id   ID
+}
+
+// maxHints bounds the folders whose hints are kept.
+const maxHints = 256
+
+// child finds a name in a folder.
+func (t *Tree) child(dir ID, name string) (n Node, ok bool, err error) {
+	r, err := t.record(dir)
+	if err != nil {
+		return n, false, err
+	}
+	id := dir + 1
+	if h, known := t.hints[dir]; known && h.name <= name {
+		id = h.id
+	}
+	for id < ID(r.end) {
+		end, err := t.read(id, &n)
+		if err != nil {
+			return n, false, err
+		}
+		if n.Name >= name {
+			break
+		}
+		id = end
+	}
+	if t.hints == nil || len(t.hints) == maxHints {
+		t.hints = map[ID]hint{}
+	}
+	t.hints[dir] = hint{name, id}
+	return n, id < ID(r.end) && n.Name == name, nil
 }
 
 // Refs lists the chunks of a file, in order. An error is the last thing it
