@@ -129,6 +129,9 @@ func (c *chunks) close(next uint64, name string) error {
 	}
 	// Tar headers may follow the data in its member.
 	r.CompressedSize = uint32(min(next-r.CompressedOffset, gzipBound(uint64(r.UncompressedSize))))
+	if r.CompressedSize == r.UncompressedSize && next < c.opts.Size {
+		r.CompressedSize++ // equal sizes mean raw bytes to V1 chunk information
+	}
 	if c.state == lastKnown {
 		return nil
 	}

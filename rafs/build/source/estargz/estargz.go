@@ -63,10 +63,13 @@ type Layer struct {
 	plainSize uint64 // of the uncompressed space
 }
 
-// Entry is what the blob table says of the layer. A blob of it has no metadata of
-// its own.
+// Entry is what the blob table says of the layer. Chunk information would follow
+// the data, but the layer has none: nydusd goes by the place all the same, and
+// wants the information itself where a node keeps it (write.BlobInfo.WriteMeta).
 func (l *Layer) Entry() v6.BlobEntry {
+	ci := uint64(l.Table.Len()) * v6.ChunkInfoV1Size
 	return v6.BlobEntry{
+		CIOffset: l.size, CICompressedSize: ci, CIUncompressedSize: ci,
 		ChunkSize: l.chunkSize, ChunkCount: l.Table.Len(),
 		Compressor: uint32(blob.CompressorGzip), Digester: uint32(blob.DigesterSHA256), Features: uint32(Features),
 		CompressedSize: l.size, UncompressedSize: l.plainSize,

@@ -22,7 +22,8 @@ import (
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
-// image1 writes the image of one layer to a folder and returns its bootstrap.
+// image1 writes the image of one layer to a folder, with the chunk information as a
+// node keeps it, and returns its bootstrap.
 func image1(t testing.TB, dir string, layer, toc []byte, chunkSize uint32) string {
 	t.Helper()
 	l, err := ReadTOC(t.Context(), iotest.HalfReader(bytes.NewReader(toc)), Options{ChunkSize: chunkSize, Size: uint64(len(layer)), TempDir: t.TempDir()})
@@ -38,7 +39,12 @@ func image1(t testing.TB, dir string, layer, toc []byte, chunkSize uint32) strin
 	}
 	defer merged.Close()
 	id := blob.DigesterSHA256.Sum(layer).String()
-	plan, err := write.New(merged, []*write.BlobInfo{{ID: id, Table: l.Table, Entry: l.Entry(), Foreign: true}}, write.Options{
+	info := &write.BlobInfo{ID: id, Table: l.Table, Entry: l.Entry(), Foreign: true}
+	var meta bytes.Buffer
+	if err := info.WriteMeta(&meta); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := write.New(merged, []*write.BlobInfo{info}, write.Options{
 		Format: write.Format{ChunkSize: chunkSize, Compressor: blob.CompressorGzip, Digester: blob.DigesterSHA256}, TempDir: t.TempDir(),
 	})
 	if err != nil {
@@ -50,7 +56,7 @@ func image1(t testing.TB, dir string, layer, toc []byte, chunkSize uint32) strin
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "image.boot")
-	for name, b := range map[string][]byte{path: boot.Bytes(), filepath.Join(dir, id): layer} {
+	for name, b := range map[string][]byte{path: boot.Bytes(), filepath.Join(dir, id): layer, filepath.Join(dir, id+".blob.meta"): meta.Bytes()} {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -297,7 +303,7 @@ func FuzzReadTOC(f *testing.F) {
 		defer l.Close()
 		var at, end uint64
 		for r, err := range l.Table.All() {
-			if err != nil || r.CompressedOffset < end || r.CompressedSize == 0 || r.UncompressedOffset != at || r.UncompressedSize == 0 {
+			if err != nil || r.CompressedOffset+1 < end || r.CompressedSize == 0 || r.UncompressedOffset != at || r.UncompressedSize == 0 {
 				t.Fatalf("chunk %+v, %v: want it at %d, from %d in the layer", r, err, at, end)
 			}
 			end, at = r.CompressedOffset+uint64(r.CompressedSize), (at+uint64(r.UncompressedSize)+4095)&^4095
