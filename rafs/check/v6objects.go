@@ -86,7 +86,7 @@ func (o *v6Object) openAll() {
 		le.PutUint64(iv[8:], e.MetaReserved)
 		o.key, _ = xts.NewKey(e.MetaDigest, iv) // a key of two equal halves opens nothing
 	}
-	if o.meta != nil && !o.tarfs && e.CIUncompressedSize > 0 {
+	if o.meta != nil && !o.tarfs && e.CIUncompressedSize > 0 && !e.members() { // an eStargz has none, whatever the table says
 		o.checkSections()
 		o.readCI()
 	}
