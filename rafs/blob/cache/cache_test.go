@@ -364,3 +364,33 @@ func FuzzHeader(f *testing.F) {
 		}
 	})
 }
+
+// What lies between chunks is kept beside them, and makes none of them present.
+func TestFillGap(t *testing.T) {
+	testenv.LeakCheck(t)
+	dir, table := t.TempDir(), tableOf(1)
+	b := mustOpen(t, dir, table)
+	mustFill(t, b, table, 3, 1)
+	gap := bytes.Repeat([]byte{9}, 3192)
+	if err := b.FillGap(gap, 3*8192+5000); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 8192)
+	if _, err := b.Preadv([][]byte{got}, 3*8192); err != nil || !bytes.Equal(got, append(content(1, 3), gap...)) {
+		t.Errorf("chunk and gap: %v, or other bytes", err)
+	}
+	if b.Present(4) || !b.Present(3) {
+		t.Error("a gap changed what is present")
+	}
+	for _, off := range []int64{-1, 10*8192 - 3191, 10 * 8192, 1 << 62} {
+		if err := b.FillGap(gap, off); err == nil {
+			t.Errorf("gap at %d: no error", off)
+		}
+	}
+	if err := os.Truncate(files(t, dir, ".data"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.FillGap(gap, 0); err == nil {
+		t.Error("a file that was cut was made long again")
+	}
+}

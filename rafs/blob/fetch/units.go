@@ -93,16 +93,27 @@ func (e *Engine) loadTable(s *store) (*table, error) {
 		}
 		from = fromBlob
 	}
-	t, err := e.readTable(s, from == freshBlob)
+	t, err := e.readTableSafely(s, from == freshBlob)
 	if err != nil && isBad(err) && from == fromBlob {
 		from = freshBlob
-		t, err = e.readTable(s, true)
+		t, err = e.readTableSafely(s, true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("chunk information: %w", err)
 	}
 	t.from, t.at = from, time.Now()
 	return t, nil
+}
+
+// readTableSafely makes an error of a decoder that panics: others are served by
+// this process, too.
+func (e *Engine) readTableSafely(s *store, fresh bool) (t *table, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			t, err = nil, fmt.Errorf("%w: decoder panicked: %v", blob.ErrCorrupt, v)
+		}
+	}()
+	return e.readTable(s, fresh)
 }
 
 // openTable opens the file that came with the bootstrap. Nodes name it by the

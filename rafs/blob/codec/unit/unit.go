@@ -280,8 +280,14 @@ func (t *Table) in(b []byte, u *Unit) bool {
 }
 
 // Decode decodes a unit into dst, which has u.OutSize bytes. src is its range of
-// the blob, decrypted. Both are private memory and do not overlap.
-func (t *Table) Decode(u *Unit, dst, src []byte) error {
+// the blob, decrypted. Both are private memory and do not overlap. A decoder that
+// panics over a stranger's bytes is an error.
+func (t *Table) Decode(u *Unit, dst, src []byte) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = corrupt(t.info, "unit %d: decoder panicked: %v", u.Number, v)
+		}
+	}()
 	if !t.zran {
 		if len(src) == len(dst) {
 			return codec.Decode(blob.CompressorNone, dst, src) // it would not shrink

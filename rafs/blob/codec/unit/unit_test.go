@@ -118,6 +118,23 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// panicking is chunk information whose reader gives up.
+type panicking struct{ *bytes.Reader }
+
+func (panicking) ReadAt([]byte, int64) (int, error) { panic("no") }
+
+func TestADecoderThatPanicsIsAnError(t *testing.T) {
+	s := newSample(t)
+	s.info.Features = uint32(layout.FeatureZran | layout.FeatureChunkInfoV2)
+	table, err := unit.New(s.info, s.header.Append(nil), panicking{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Decode(&unit.Unit{Size: 1, OutSize: 1}, make([]byte, 1), []byte{0}); !errors.Is(err, blob.ErrCorrupt) {
+		t.Errorf("got %v, want %v", err, blob.ErrCorrupt)
+	}
+}
+
 func bytes32(v []uint32) (b []byte) {
 	for _, n := range v {
 		b = append(b, byte(n))
