@@ -92,8 +92,7 @@ func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
 	buf, w := o.buf, o.w
 	end := len(src) - ahead
 	for w < limit && pos <= end {
-		// Now there are at least 56 bits: hold may have more than n says, and then
-		// the load repeats them.
+		// At least 56 bits: what hold has beyond n already, the load repeats.
 		hold |= load64(src, pos) << (n & 63)
 		pos += int((63 - n) >> 3)
 		n |= 56
@@ -129,7 +128,6 @@ func (z *inflater) fast(o *output, limit int) (ended bool, err error) {
 			return z.special(e)
 		}
 		length := value(e) + int(bits>>code)
-
 		e = dists[hold&(1<<distRoot-1)]
 		if e&entrySecond != 0 {
 			hold, n = hold>>distRoot, n-distRoot
