@@ -19,6 +19,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/codec/zstdenc"
 )
 
 // maxWindow bounds the zstd window that a frame may announce. A chunk is one
@@ -122,47 +123,23 @@ func decodeGzip(dst, src []byte) (int, error) {
 	return n, err
 }
 
-// encoders are zstd encoders at nydus' default level, 3, for chunks up to a size.
-// An encoder takes as much memory as its window, so that of small chunks is
-// small; it is never smaller than they are, up to where nydus' own ends.
-type encoders struct {
-	window int
-	// idle is no sync.Pool: an encoder is dear to make, and a collection of garbage
-	// would take those that are not at work.
-	idle chan *zstd.Encoder
-}
+// zstdEncoders keeps idle encoders. It is no sync.Pool: an encoder has tables of more
+// than a megabyte, and a collection of garbage would take those that are not at work.
+var zstdEncoders = make(chan *zstdenc.Encoder, 16)
 
-var (
-	smallEncoders = encoders{1 << 20, make(chan *zstd.Encoder, 16)}
-	largeEncoders = encoders{8 << 20, make(chan *zstd.Encoder, 16)}
-)
-
-func (p *encoders) encode(dst, src []byte) []byte {
-	var e *zstd.Encoder
+func encodeZstd(dst, src []byte) []byte {
+	var e *zstdenc.Encoder
 	select {
-	case e = <-p.idle:
+	case e = <-zstdEncoders:
 	default:
-		e = p.make()
+		e = new(zstdenc.Encoder)
 	}
-	out := e.EncodeAll(src, dst[:0])
+	out := e.Encode(dst[:0], src)
 	select {
-	case p.idle <- e:
+	case zstdEncoders <- e:
 	default:
 	}
 	return out
-}
-
-func (p *encoders) make() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.SpeedDefault),
-		zstd.WithWindowSize(p.window),
-		zstd.WithEncoderConcurrency(1),
-		zstd.WithLowerEncoderMem(true),
-		zstd.WithEncoderCRC(false)) // the image has a digest for each chunk
-	if err != nil {
-		panic("codec: " + err.Error()) // the options are constants
-	}
-	return e
 }
 
 // Encode compresses src, one chunk. Where that does not make it smaller, or src
@@ -180,11 +157,7 @@ func Encode(c blob.Compressor, dst, src []byte) (out []byte, compressed bool, er
 	case blob.CompressorLZ4Block:
 		out, err = encodeLZ4(dst, src)
 	case blob.CompressorZstd:
-		p := &largeEncoders
-		if len(src) <= smallEncoders.window {
-			p = &smallEncoders
-		}
-		out = p.encode(dst, src)
+		out = encodeZstd(dst, src)
 	default:
 		return nil, false, fmt.Errorf("encode %v: %w", c, errors.ErrUnsupported)
 	}
