@@ -49,6 +49,12 @@ type Options struct {
 	// First lists absolute paths, files or whole folders, whose files come before
 	// all others, in this order. What does not exist is ignored.
 	First []string
+	// At is where the folder is in the layer, a clean path without slashes around.
+	// Unless it is the root, the folder hides what lower layers have there. First
+	// and Skip are about paths in the layer, too.
+	At string
+	// Skip, if not nil, tells of paths that are passed over, with all below them.
+	Skip func(path string) bool
 	// FirstDone is called, if not nil, when the files of First have been cut.
 	FirstDone func()
 }
@@ -161,12 +167,19 @@ func (w *walker) root(fd int) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	e := w.entry("", &st)
-	e.Mtime, e.MtimeNsec = 0, 0
+	e := w.entry(w.opts.At, &st)
+	if w.opts.At == "" {
+		e.Mtime, e.MtimeNsec = 0, 0
+	}
 	if err := w.addFolder(fd, e); err != nil {
 		return err
 	}
-	return w.folder(fd, "", 0)
+	if w.opts.At != "" {
+		if err := w.builder.Add(&tree.Entry{Kind: tree.KindOpaque, Path: e.Path, Name: e.Path}, nil); err != nil {
+			return err
+		}
+	}
+	return w.folder(fd, w.opts.At, 0)
 }
 
 // folder adds what is in the folder at fd: its files, then its sub-folders.
@@ -200,6 +213,9 @@ func (w *walker) folder(fd int, rel string, depth int) error {
 // name adds one entry of the folder at dir.
 func (w *walker) name(dir int, rel, name string, depth int) error {
 	full := path.Join(rel, name)
+	if w.opts.Skip != nil && w.opts.Skip(full) {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("%q: %w", full, err)

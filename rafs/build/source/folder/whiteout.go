@@ -20,14 +20,27 @@ const (
 )
 
 // How overlayfs does (Documentation/filesystems/overlayfs.rst): a character
-// device 0:0, or an empty file with an xattr in a folder that tells of such.
+// device 0:0, or an empty file with an xattr in a folder that tells of such. The
+// xattrs are "trusted." or, of an overlay that was mounted without privileges
+// (userxattr), "user.".
 const (
-	overlayPrefix   = "trusted.overlay."
-	overlayOpaque   = overlayPrefix + "opaque"
-	overlayRedirect = overlayPrefix + "redirect"
-	overlayMetacopy = overlayPrefix + "metacopy"
-	overlayWhiteout = overlayPrefix + "whiteout"
+	overlayOpaque   = "opaque"
+	overlayRedirect = "redirect"
+	overlayMetacopy = "metacopy"
+	overlayWhiteout = "whiteout"
 )
+
+var overlayPrefixes = []string{"trusted.overlay.", "user.overlay."}
+
+// cutOverlay returns what follows the prefix in the name of an xattr of overlayfs.
+func cutOverlay(name string) (string, bool) {
+	for _, prefix := range overlayPrefixes {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			return rest, true
+		}
+	}
+	return "", false
+}
 
 // whiteout adds an entry if it is one that removes what a lower layer has, and
 // tells whether it was.
@@ -50,15 +63,29 @@ func (w *walker) whiteout(dir int, rel, name string, st *unix.Stat_t) (bool, err
 		full := path.Join(rel, name)
 		gone := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-			_, err := nameXattrs(dir, name).get(overlayWhiteout, nil)
-			if gone = err == nil; !gone && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
-				return false, fmt.Errorf("%q: xattr %q: %w", full, overlayWhiteout, err)
+			var err error
+			if gone, err = marked(dir, name); err != nil {
+				return false, fmt.Errorf("%q: %w", full, err)
 			}
 		}
 		if !gone {
 			return false, nil
 		}
 		return true, w.builder.Add(&tree.Entry{Kind: tree.KindWhiteout, Path: full, Name: full}, nil)
+	}
+	return false, nil
+}
+
+// marked tells whether an empty file is a whiteout by its xattr.
+func marked(dir int, name string) (bool, error) {
+	for _, prefix := range overlayPrefixes {
+		_, err := nameXattrs(dir, name).get(prefix+overlayWhiteout, nil)
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return false, fmt.Errorf("xattr %q: %w", prefix+overlayWhiteout, err)
+		}
 	}
 	return false, nil
 }
@@ -85,13 +112,17 @@ func (w *walker) overlayXattrs(e *tree.Entry) (opaque bool, err error) {
 		return false, nil
 	}
 	for _, x := range e.Xattrs {
-		switch x.Name {
+		mark, _ := cutOverlay(x.Name)
+		switch mark {
 		case overlayOpaque:
 			opaque = opaque || x.Value == "y"
 		case overlayRedirect, overlayMetacopy:
 			return false, fmt.Errorf("xattr %q: the rest of it lies in a lower folder of the overlay: %w", x.Name, tree.ErrRefused)
 		}
 	}
-	e.Xattrs = slices.DeleteFunc(e.Xattrs, func(x tree.Xattr) bool { return strings.HasPrefix(x.Name, overlayPrefix) })
+	e.Xattrs = slices.DeleteFunc(e.Xattrs, func(x tree.Xattr) bool {
+		_, ok := cutOverlay(x.Name)
+		return ok
+	})
 	return opaque, nil
 }

@@ -70,6 +70,16 @@ func TestWhiteouts(t *testing.T) {
 		unix.Setxattr(filepath.Join(overlay, "d"), "trusted.overlay.opaque", []byte("x"), 0),
 		unix.Setxattr(filepath.Join(overlay, "d/1"), "trusted.overlay.whiteout", nil, 0),
 	)
+	user := t.TempDir()
+	put(t, user, "o/new", "")
+	put(t, user, "d/1", "")
+	put(t, user, "gone", "")
+	must(t,
+		unix.Setxattr(filepath.Join(user, "o"), "user.overlay.opaque", []byte("y"), 0),
+		unix.Setxattr(filepath.Join(user, "o"), "user.other", nil, 0),
+		unix.Setxattr(filepath.Join(user, "d/1"), "user.overlay.whiteout", nil, 0),
+		unix.Setxattr(filepath.Join(user, "gone"), "user.overlay.whiteout", nil, 0),
+	)
 	for _, tc := range []struct {
 		name string
 		up   string
@@ -78,6 +88,7 @@ func TestWhiteouts(t *testing.T) {
 	}{
 		{"oci", oci, tree.WhiteoutOCI, []string{"d", "d/2", "o", "o/new", "stays"}},
 		{"overlay", overlay, tree.WhiteoutOverlay, []string{"d", "d/2", "o trusted.other", "o/new", "stays"}},
+		{"overlay without privileges", user, tree.WhiteoutOverlay, []string{"d", "d/2", "o user.other", "o/new", "stays"}},
 		{"none", oci, tree.WhiteoutNone, []string{
 			".wh..wh.plnk", ".wh.gone", "d", "d/.wh.1", "d/1", "d/2", "gone", "o", "o/.wh..wh..opq", "o/1", "o/new", "o/sub", "o/sub/2", "stays",
 		}},
