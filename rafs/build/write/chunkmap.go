@@ -26,6 +26,8 @@ type chunkMap struct {
 	alias  []uint32       // of each layer, the layer whose blob stands for its
 	same   []*spill.Array // of each chunk of a layer, the first with that digest; nil: the chunk itself
 	inUse  []bitset       // by layer and index
+	// several tells that files may have chunks of more than one blob.
+	several bool
 
 	blobs  []*BlobInfo // those in use
 	number []uint32    // of a layer's blob in blobs
@@ -67,6 +69,7 @@ func (m *chunkMap) findAliases() (own []uint32) {
 			continue
 		}
 		m.alias[l] = ids[info.ID]
+		m.several = m.several || len(ids) > 1
 		if m.alias[l] == uint32(l) && !info.Foreign {
 			own = append(own, uint32(l))
 		}
@@ -124,25 +127,10 @@ func (m *chunkMap) Close() error {
 // ("erofs: prevent buffered read bio merges across device chunks", June 2026).
 // Where both blobs are foreign, nothing can be done.
 func (m *chunkMap) use(refs iter.Seq2[chunk.Ref, error], erofs bool) (own bool, err error) {
-	var last chunk.Ref
-	end := ^uint64(0)
-	for ref, err := range refs {
-		if !erofs || err != nil || own {
-			if err != nil {
-				return false, err
-			}
-			continue
-		}
-		ref, err = m.choose(ref, false)
-		if err != nil {
+	if erofs && m.several {
+		if own, err = m.joins(refs); err != nil {
 			return false, err
 		}
-		r, err := m.record(ref)
-		if err != nil {
-			return false, err
-		}
-		own = ref.Blob != last.Blob && r.UncompressedOffset == end
-		last, end = ref, r.UncompressedOffset+uint64(r.UncompressedSize)
 	}
 	for ref, err := range refs {
 		if err == nil {
@@ -159,6 +147,30 @@ func (m *chunkMap) use(refs iter.Seq2[chunk.Ref, error], erofs bool) (own bool, 
 		}
 	}
 	return own, nil
+}
+
+// joins tells whether the chosen chunks of a file go from one blob to another
+// without a gap.
+func (m *chunkMap) joins(refs iter.Seq2[chunk.Ref, error]) (bool, error) {
+	var last chunk.Ref
+	end := ^uint64(0)
+	for ref, err := range refs {
+		if err == nil {
+			ref, err = m.choose(ref, false)
+		}
+		if err != nil {
+			return false, err
+		}
+		r, err := m.record(ref)
+		if err != nil {
+			return false, err
+		}
+		if ref.Blob != last.Blob && r.UncompressedOffset == end {
+			return true, nil
+		}
+		last, end = ref, r.UncompressedOffset+uint64(r.UncompressedSize)
+	}
+	return false, nil
 }
 
 // choose picks the chunk that stands for a ref of a file.
