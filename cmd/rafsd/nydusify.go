@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/rafsd/rafsd/rafs/convert"
 )
 
 // nydusify is the command line of nydusify (nydus contrib/nydusify/cmd). What it
@@ -37,7 +40,7 @@ func (a *app) nydusify() *cobra.Command {
 	env(flags, "log-level", "LOG_LEVEL")
 	env(flags, "log-file", "LOG_FILE")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.nydusifyConvert(), a.nydusifyCopy(), a.nydusifyCheck())
+	root.AddCommand(a.nydusifyConvert(), a.nydusifyCopy(), a.nydusifyCheck(), a.nydusifyCommit())
 	for verb, instead := range map[string]string{
 		"mount": "virtiofs", "view": "virtiofs", "build": "image create", "pack": "image create",
 		"optimize": "image optimize", "chunkdict": "image chunkdict",
@@ -152,7 +155,10 @@ func workFolder(dir string) (remove func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("--work-dir: %w", err)
 	}
-	return func() { _ = os.Remove(dir) }, nil
+	return func() {
+		_ = os.Remove(filepath.Join(dir, convert.StateLayers)) // both fail while something is there
+		_ = os.Remove(dir)
+	}, nil
 }
 
 func (a *app) nydusifyCopy() *cobra.Command {

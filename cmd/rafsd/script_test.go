@@ -58,6 +58,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TESTDATA", filepath.Join(testenv.ModuleRoot(), "rafs", "rafstest", "testdata"))
 			env.Setenv("CONFIGS", filepath.Join(testenv.ModuleRoot(), "configs"))
 			env.Setenv("DOCKER_CONFIG", env.WorkDir)
+			env.Setenv("XDG_CACHE_HOME", filepath.Join(env.WorkDir, ".cache"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

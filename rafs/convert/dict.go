@@ -118,12 +118,7 @@ func (d *dictionary) infos() []*write.BlobInfo {
 	if d == nil {
 		return nil
 	}
-	var infos []*write.BlobInfo
-	for n := range d.blobs.Len() {
-		info, records := d.blobs.Info(n)
-		infos = append(infos, &write.BlobInfo{ID: info.ID, Table: records, Entry: info.Entry, Foreign: true, PrefetchSize: info.PrefetchSize})
-	}
-	return infos
+	return foreignInfos(&d.blobs)
 }
 
 // first is the number of the blob of the first layer.

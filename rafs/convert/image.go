@@ -130,9 +130,10 @@ func (c *conversion) assemble(ctx context.Context) (i *rafsImage, err error) {
 		}
 		i.blobs = append(i.blobs, b)
 	}
-	if err := c.bootstrapLayer(ctx, i); err != nil {
+	if err := i.packBootstrap(ctx, &c.opts, nil, c.docker()); err != nil {
 		return i, fmt.Errorf("bootstrap: %w", err)
 	}
+	c.boot = i.bootstrap.desc.Digest.String()
 	return i, c.documents(i)
 }
 
@@ -147,9 +148,10 @@ func (c *conversion) blobLayer(info *write.BlobInfo) (blobLayer, error) {
 	return blobLayer{p, info, -1}, err
 }
 
-// bootstrapLayer writes the bootstrap, checks it, and packs it.
-func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
-	plain, err := c.opts.tempFile()
+// packBootstrap writes the bootstrap, checks it, and packs it. Metas are the chunk
+// information of blobs that were there before.
+func (i *rafsImage) packBootstrap(ctx context.Context, o *Options, metas map[string]*os.File, docker bool) error {
+	plain, err := o.tempFile()
 	if err != nil {
 		return err
 	}
@@ -160,13 +162,13 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 	if err := check.Image(ctx, fmt.Sprintf("/proc/self/fd/%d", plain.Fd())); err != nil {
 		return fmt.Errorf("what was written is wrong, please report this: %w", err)
 	}
-	if i.file, err = c.opts.tempFile(); err != nil {
+	if i.file, err = o.tempFile(); err != nil {
 		return err
 	}
 	stored, diff := sha256.New(), sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(i.file, stored), 128<<10)
 	packer := gzip.NewWriter(out)
-	if err := packBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan, c.opts.Format.Version); err != nil {
+	if err := writeBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan, o.Format.Version, metas); err != nil {
 		return err
 	}
 	if err := packer.Close(); err != nil {
@@ -179,18 +181,18 @@ func (c *conversion) bootstrapLayer(ctx context.Context, i *rafsImage) error {
 	if err != nil {
 		return err
 	}
-	i.diffID, c.boot = hashOf(diff), hashOf(stored).String()
+	i.diffID = hashOf(diff)
 	i.bootstrap = filePiece(i.file, v1.Descriptor{MediaType: types.OCILayer, Digest: hashOf(stored), Size: size})
-	if c.docker() {
+	if docker {
 		i.bootstrap.desc.MediaType = types.DockerLayer
 	}
 	return nil
 }
 
-// packBootstrap writes the tar of a bootstrap layer: the bootstrap, and in v6
+// writeBootstrap writes the tar of a bootstrap layer: the bootstrap, and in v6
 // beside it the chunk information of each blob, which spares nodes a request a
 // blob.
-func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan, version int) error {
+func writeBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan, version int, metas map[string]*os.File) error {
 	out := tar.NewWriter(w)
 	file := func(name string, size int64, body func(io.Writer) error) error {
 		hdr := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444, Format: tar.FormatGNU}
@@ -211,11 +213,21 @@ func packBootstrap(w io.Writer, bootstrap io.Reader, plan write.Plan, version in
 		return err
 	}
 	for _, b := range plan.Blobs() {
-		if version == 5 || b.Foreign { // there is none, or only its maker has all of it
+		size, body := b.MetaSize, b.WriteMeta
+		if f := metas[b.ID]; f != nil {
+			st, err := f.Stat()
+			if err != nil {
+				return err
+			}
+			size = st.Size
+			body = func(w io.Writer) error {
+				_, err := io.Copy(w, io.NewSectionReader(f, 0, st.Size()))
+				return err
+			}
+		} else if version == 5 || b.Foreign { // there is none, or only its maker has all of it
 			continue
 		}
-		name := artifact.BootstrapDir + "/" + b.ID + artifact.MetaSuffix
-		if err := file(name, b.MetaSize(), b.WriteMeta); err != nil {
+		if err := file(artifact.BootstrapDir+"/"+b.ID+artifact.MetaSuffix, size(), body); err != nil {
 			return err
 		}
 	}

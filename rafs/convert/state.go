@@ -39,6 +39,9 @@ type state struct {
 }
 
 const (
+	// StateLayers is the folder in Options.StateDir.
+	StateLayers = "layers"
+
 	stateBlob  = ".blob"
 	stateLayer = ".layer"
 	unfinished = "unfinished-"
@@ -50,7 +53,7 @@ const (
 
 // openState opens the folder, which nobody but its owner may write to.
 func openState(dir string) (*state, error) {
-	dir = filepath.Join(dir, "layers")
+	dir = filepath.Join(dir, StateLayers)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
@@ -86,7 +89,6 @@ func (s *state) forget() {
 		_ = os.Remove(s.path(key, stateLayer))
 		_ = os.Remove(s.path(key, stateBlob))
 	}
-	_ = os.Remove(s.dir) // fails while others have layers there
 }
 
 func (s *state) path(key, suffix string) string { return filepath.Join(s.dir, key+suffix) }

@@ -1,0 +1,457 @@
+package convert
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/artifact/store"
+	"github.com/rafsd/rafsd/rafs/build/chunk"
+	"github.com/rafsd/rafsd/rafs/build/source/folder"
+	"github.com/rafsd/rafsd/rafs/build/source/rafs"
+	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/write"
+	"github.com/rafsd/rafsd/rafs/image"
+	"github.com/rafsd/rafsd/rafs/layout"
+)
+
+// CommitOptions say what to put on top of which image.
+type CommitOptions struct {
+	Source store.Source // a RAFS image
+	Target store.Target
+	// Platform picks the image out of an index.
+	Platform v1.Platform
+	// Upper is the upper folder of the overlay that a container has on the image.
+	Upper string
+	// Mounts are folders that the container has at other places than in the overlay,
+	// which become part of the image, too.
+	Mounts []Mount
+	// Without are absolute paths of the container that are left out of Upper.
+	Without []string
+	// MaxTimes is how often an image may have been committed to; 400 by default.
+	MaxTimes int
+	Limits   tree.Limits
+	Workers  int
+	// WorkDir takes blobs until they are stored; os.TempDir by default.
+	WorkDir string
+}
+
+// Mount is a folder and its absolute path in the container.
+type Mount struct{ Path, Dir string }
+
+// Committed describes what Commit made.
+type Committed struct {
+	Root *store.Document
+	// Blobs are those that are new, and Size is that of all of them.
+	Blobs []string
+	Size  int64
+	// Entries were in the folders, Inodes are in the image.
+	Entries, Inodes int
+	// Times is how often the image was committed to by now.
+	Times int
+}
+
+// Commit makes an image of another one and of what a container has changed. The
+// container should not run meanwhile: a file that changes while it is read is an
+// error.
+func Commit(ctx context.Context, o CommitOptions) (*Committed, error) {
+	c := &commit{o: o, opts: Options{WorkDir: o.WorkDir, Workers: o.Workers, Limits: o.Limits}}
+	defer c.close()
+	if c.o.MaxTimes <= 0 {
+		c.o.MaxTimes = 400
+	}
+	if err := c.open(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.read(ctx); err != nil {
+		return nil, err
+	}
+	i, err := c.assemble(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer i.close()
+	if err := c.push(ctx, i); err != nil {
+		return nil, fmt.Errorf("%w (%s)", err, again)
+	}
+	c.result.Root, c.result.Inodes = i.doc, i.plan.Inodes()
+	return &c.result, nil
+}
+
+// commit is one run of Commit.
+type commit struct {
+	o    CommitOptions
+	opts Options // of what is written
+
+	manifest *v1.Manifest
+	config   []byte
+	boot     v1.Descriptor
+	file     *os.File // of the bootstrap
+	metas    map[string]*os.File
+	im       *image.Image
+	blobs    rafs.Blobs
+	base     *tree.Layer
+	layers   []*layer // Mounts, then Upper
+	result   Committed
+}
+
+func (c *commit) close() {
+	for _, l := range c.layers {
+		l.close()
+	}
+	for _, f := range c.metas {
+		_ = f.Close()
+	}
+	if c.base != nil {
+		_ = c.base.Close() // temporary files
+	}
+	if c.im != nil {
+		_ = c.im.Close()
+	}
+	if c.file != nil {
+		_ = c.file.Close()
+	}
+}
+
+// open reads the image.
+func (c *commit) open(ctx context.Context) error {
+	if c.o.Platform.Architecture == "" {
+		c.o.Platform = artifact.Options{}.WantPlatform()
+	}
+	_, m, err := store.Image(ctx, c.o.Source, c.o.Platform, artifact.Marked)
+	if err != nil {
+		return err
+	}
+	boot, ok := artifact.Bootstrap(m)
+	if !ok {
+		return artifact.ErrNotRAFS
+	}
+	c.manifest, c.boot = m, boot
+	for _, d := range m.Layers {
+		if d.Annotations[artifact.AnnotationRef] != "" {
+			return errors.New("the image refers to OCI layers (zran): convert it without --oci-ref first")
+		}
+	}
+	if c.result.Times = 1 + len(c.committed()); c.result.Times > c.o.MaxTimes {
+		return fmt.Errorf("the image was committed to %d times, limit %d: convert it anew from an OCI image", c.result.Times-1, c.o.MaxTimes)
+	}
+	if c.config, err = store.Bytes(ctx, c.o.Source, m.Config, artifact.MaxConfig); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	if err := c.openBootstrap(ctx); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	s := c.im.Super()
+	c.opts.Format = Format{Version: s.Version, ChunkSize: s.ChunkSize, Compressor: &s.Compressor, Digester: s.Digester, Aligned: aligned(c.im)}
+	return c.opts.setDefaults()
+}
+
+// aligned tells whether the blobs of an image have their chunks at multiples of
+// 4096.
+func aligned(im *image.Image) bool {
+	for _, b := range im.Blobs() {
+		if layout.Features(b.Features)&layout.FeatureAligned == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// committed are the blobs that were committed before.
+func (c *commit) committed() []string {
+	list := c.boot.Annotations[artifact.AnnotationCommit]
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}
+
+// openBootstrap reads the bootstrap layer: the bootstrap, and the chunk information
+// of the blobs, which the new one needs, too.
+func (c *commit) openBootstrap(ctx context.Context) error {
+	if c.boot.Size > artifact.MaxBootstrap {
+		return fmt.Errorf("layer of %d bytes, limit %d", c.boot.Size, artifact.MaxBootstrap)
+	}
+	r, err := store.Verified(ctx, c.o.Source, c.boot)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	c.metas = map[string]*os.File{}
+	_, readErr := artifact.ReadLayer(r, func(name string, _ int64, r io.Reader) error {
+		id, meta := strings.CutSuffix(strings.TrimPrefix(name, artifact.BootstrapDir+"/"), artifact.MetaSuffix)
+		if name != artifact.BootstrapFile && !meta || name == artifact.BootstrapFile && c.file != nil {
+			return nil
+		}
+		f, err := c.opts.tempFile()
+		if err != nil {
+			return err
+		}
+		if meta {
+			c.metas[id] = f
+		} else {
+			c.file = f
+		}
+		_, err = io.Copy(f, r)
+		return err
+	})
+	// A layer that is not what the manifest says is that, whatever came out of it.
+	if err := errors.Join(r.Verify(), readErr); err != nil {
+		return err
+	}
+	if c.file == nil {
+		return fmt.Errorf("no %s in the layer", artifact.BootstrapFile)
+	}
+	size, err := c.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if c.im, err = image.OpenAt(c.file, size, image.Options{}); err != nil {
+		return err
+	}
+	known, err := c.blobs.Add(c.im, nil)
+	if err != nil {
+		return err
+	}
+	c.base, err = rafs.Read(ctx, c.im, rafs.Options{TempDir: c.o.WorkDir, Limits: c.o.Limits, Whiteouts: tree.WhiteoutNone, Ref: known.Ref})
+	return err
+}
+
+// read makes layers of the folders.
+func (c *commit) read(ctx context.Context) error {
+	pool := chunk.NewPool(c.opts.Workers, 1, int(c.opts.Format.ChunkSize))
+	for _, m := range c.o.Mounts {
+		at := strings.Trim(path.Clean("/"+m.Path), "/")
+		if at == "" {
+			return fmt.Errorf("mount %q: want a path below the root", m.Path)
+		}
+		o := folder.Options{At: at, Whiteouts: tree.WhiteoutNone}
+		if err := c.readFolder(ctx, pool, m.Dir, o); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Path, err)
+		}
+	}
+	// What is mounted in the container hides what the overlay has there.
+	skip := slices.Clone(c.o.Without)
+	for _, m := range c.o.Mounts {
+		skip = append(skip, m.Path)
+	}
+	for i := range skip {
+		skip[i] = strings.Trim(path.Clean("/"+skip[i]), "/")
+	}
+	o := folder.Options{Whiteouts: tree.WhiteoutOverlay, Skip: func(p string) bool { return slices.Contains(skip, p) }}
+	if err := c.readFolder(ctx, pool, c.o.Upper, o); err != nil {
+		return fmt.Errorf("upper folder: %w", err)
+	}
+	return nil
+}
+
+// readFolder makes a layer, and a blob, of a folder.
+func (c *commit) readFolder(ctx context.Context, pool *chunk.Pool, dir string, fo folder.Options) error {
+	file, err := c.opts.tempFile()
+	if err != nil {
+		return err
+	}
+	l := &layer{file: file}
+	number := c.blobs.Len() + uint32(len(c.layers))
+	c.layers = append(c.layers, l)
+	o := &c.opts
+	out := bufio.NewWriterSize(file, 128<<10)
+	blob, err := write.NewBlob(out, write.BlobOptions{
+		Format: o.format(), Version: o.Format.Version, TOC: o.Format.Version == 6, Packed: o.packed(),
+	})
+	if err != nil {
+		return err
+	}
+	cutter, err := chunk.NewCutter(ctx, pool, blob, chunk.Options{
+		Blob: number, Compressor: *o.Format.Compressor, Digester: o.Format.Digester, ChunkSize: o.Format.ChunkSize,
+		Packed: o.packed(), TempDir: o.WorkDir,
+	})
+	if err != nil {
+		return err
+	}
+	fo.TempDir, fo.Limits = o.WorkDir, o.Limits
+	var readErr, closeErr error
+	l.tree, readErr = folder.Read(ctx, dir, cutter, fo)
+	l.table, _, closeErr = cutter.Close()
+	if readErr != nil {
+		return readErr
+	}
+	if closeErr != nil {
+		return closeErr
+	}
+	c.result.Entries += l.tree.Entries
+	if err := l.finish(blob, write.Contents{Table: l.table}); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// assemble merges image and folders.
+func (c *commit) assemble(ctx context.Context) (i *rafsImage, err error) {
+	trees, infos := []*tree.Layer{c.base}, foreignInfos(&c.blobs)
+	c.base = nil // Merge takes it over
+	for _, l := range c.layers {
+		trees, infos = append(trees, l.tree), append(infos, l.info)
+		l.tree = nil
+	}
+	i = &rafsImage{}
+	defer func() {
+		if err != nil {
+			i.close()
+			i = nil
+		}
+	}()
+	if i.tree, err = tree.Merge(ctx, c.o.WorkDir, trees...); err != nil {
+		return i, err
+	}
+	plan, err := write.New(i.tree, infos, write.Options{
+		Format: c.opts.format(), Version: c.opts.Format.Version, TempDir: c.o.WorkDir,
+		ImplicitOwners: c.im.Super().Flags&layout.FlagExplicitUIDGID == 0,
+	})
+	if err != nil {
+		return i, err
+	}
+	i.plan = plan
+	for _, info := range plan.Blobs() {
+		if err := c.addBlob(i, info); err != nil {
+			return i, err
+		}
+	}
+	if err := i.packBootstrap(ctx, &c.opts, c.metas, c.manifest.MediaType == types.DockerManifestSchema2); err != nil {
+		return i, fmt.Errorf("bootstrap: %w", err)
+	}
+	return i, c.documents(i)
+}
+
+// addBlob finds what is stored for a blob of the plan.
+func (c *commit) addBlob(i *rafsImage, info *write.BlobInfo) error {
+	for n, l := range c.layers {
+		if l.info == info {
+			i.blobs = append(i.blobs, blobLayer{l.blob(), info, n})
+			c.result.Blobs = append(c.result.Blobs, info.ID)
+			c.result.Size += info.Object.Size
+			return nil
+		}
+	}
+	for _, d := range c.manifest.Layers {
+		if d.Digest.Hex != info.ID {
+			continue
+		}
+		p := &piece{v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, func(ctx context.Context, from int64) (io.ReadCloser, error) {
+			return c.o.Source.Blob(ctx, d, from)
+		}}
+		i.blobs = append(i.blobs, blobLayer{p, info, -1})
+		return nil
+	}
+	return fmt.Errorf("blob %s: the manifest does not list it", info.ID)
+}
+
+// documents makes configuration and manifest: those of the image, with the layers
+// that there are now.
+func (c *commit) documents(i *rafsImage) error {
+	var config map[string]json.RawMessage
+	if err := json.Unmarshal(c.config, &config); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	m := *c.manifest
+	m.Layers, m.Subject = nil, nil
+	rootFS := v1.RootFS{Type: "layers"}
+	commits := c.committed()
+	for _, b := range i.blobs {
+		d := b.desc
+		d.Annotations = map[string]string{artifact.AnnotationBlob: "true"}
+		m.Layers, rootFS.DiffIDs = append(m.Layers, d), append(rootFS.DiffIDs, d.Digest)
+		if b.layer >= 0 {
+			commits = append(commits, d.Digest.String())
+		}
+	}
+	boot := i.bootstrap.desc
+	boot.Annotations = map[string]string{
+		artifact.AnnotationBootstrap: "true", artifact.AnnotationFSVersion: strconv.Itoa(c.opts.Format.Version),
+	}
+	if len(commits) > 0 {
+		boot.Annotations[artifact.AnnotationCommit] = strings.Join(commits, ",")
+	}
+	m.Layers, rootFS.DiffIDs = append(m.Layers, boot), append(rootFS.DiffIDs, i.diffID)
+	var err error
+	if config["rootfs"], err = json.Marshal(rootFS); err != nil {
+		return err
+	}
+	if err := fitHistory(config, len(m.Layers)); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	i.config = memoryPiece(raw, c.manifest.Config.MediaType)
+	m.Config = i.config.desc
+	if raw, err = json.Marshal(m); err != nil {
+		return err
+	}
+	i.doc = store.NewDocument(m.MediaType, raw)
+	return nil
+}
+
+// fitHistory gives a history that there is an item for each layer.
+func fitHistory(config map[string]json.RawMessage, layers int) error {
+	if config["history"] == nil {
+		return nil
+	}
+	var history []v1.History
+	if err := json.Unmarshal(config["history"], &history); err != nil {
+		return err
+	}
+	full := 0
+	for i := range history {
+		switch {
+		case history[i].EmptyLayer:
+		case full == layers:
+			history[i].EmptyLayer = true
+		default:
+			full++
+		}
+	}
+	for ; full < layers; full++ {
+		history = append(history, v1.History{CreatedBy: "rafsd commit", Comment: "changes of a container"})
+	}
+	var err error
+	config["history"], err = json.Marshal(history)
+	return err
+}
+
+// push stores the image, its name last.
+func (c *commit) push(ctx context.Context, i *rafsImage) error {
+	pieces := []*piece{}
+	for _, b := range i.blobs {
+		pieces = append(pieces, b.piece)
+	}
+	for _, p := range append(pieces, i.bootstrap, i.config) {
+		if _, err := c.o.Target.Blob(ctx, p.desc, p.open); err != nil {
+			return err
+		}
+	}
+	return c.o.Target.Tag(ctx, i.doc)
+}
+
+// foreignInfos are blobs of images that exist.
+func foreignInfos(b *rafs.Blobs) []*write.BlobInfo {
+	var infos []*write.BlobInfo
+	for n := range b.Len() {
+		info, records := b.Info(n)
+		infos = append(infos, &write.BlobInfo{ID: info.ID, Table: records, Entry: info.Entry, Foreign: true, PrefetchSize: info.PrefetchSize})
+	}
+	return infos
+}
