@@ -153,20 +153,49 @@ func TestSameV6AsNydus(t *testing.T) {
 	}
 }
 
-// places tells where the inodes of a bootstrap lie.
-func places(t *testing.T, boot []byte) map[string]uint64 {
+// place is an inode and where it lies.
+type place struct {
+	Node  uint64
+	Inode v6.Inode
+}
+
+// places tells where the inodes of a bootstrap lie, by name, without what means
+// nothing or nydus-image drops.
+func places(t *testing.T, boot []byte) map[string]place {
 	t.Helper()
 	im, err := image.New(boot)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	nodes := map[string]uint64{}
+	super, err := v6.DecodeSuper(boot[v6.SuperOffset:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]place{}
 	var walk func(dir uint64, at string)
 	walk = func(dir uint64, at string) {
 		err := im.ReadDir(dir, 0, func(d image.Dirent) bool {
 			name := at + "/" + string(d.Name)
-			nodes[name] = d.Node
+			nid := uint64(super.RootNID)
+			if d.Node != image.Root {
+				nid = d.Node - 2
+			}
+			in, err := v6.DecodeInode(boot[uint64(super.MetaBlkAddr)<<super.BlockBits+nid*v6.NIDUnit:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Ino, in.MtimeNsec = 0, 0
+			if d.Node == image.Root {
+				in.Mtime = 0 // see V5
+			}
+			switch m := uint32(in.Mode) & tree.TypeMask; {
+			case m == tree.TypeFile:
+				in.U &^= v6.ChunkFormatBits // nydus announces larger chunks where a file lies in one piece
+			case m == tree.TypeFifo || in.Layout == v6.LayoutFlatInline && in.Size < 1<<super.BlockBits:
+				in.U = 0
+			}
+			all[name] = place{d.Node, in}
 			if d.Type == tree.TypeDir && string(d.Name) != "." && string(d.Name) != ".." {
 				walk(d.Node, name)
 			}
@@ -177,5 +206,5 @@ func places(t *testing.T, boot []byte) map[string]uint64 {
 		}
 	}
 	walk(image.Root, "")
-	return nodes
+	return all
 }
