@@ -268,3 +268,25 @@ func TestOldAndLayerBootstraps(t *testing.T) {
 		}
 	}
 }
+
+// The same for images of every kind that nydus makes.
+func TestFlippedNydusImages(t *testing.T) {
+	kinds := map[string]bool{"v6-encrypt": true, "v6-tar-tarfs": true, "v6-targz-ref": true, "v6-batch-1m": true, "v5-aligned": true, "v6-chunk-4k": true}
+	for _, c := range rafstest.Nydus(t) {
+		if !kinds[c.Name] {
+			continue
+		}
+		whole, err := os.ReadFile(c.Bootstrap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(whole); i += 211 {
+			was := whole[i]
+			whole[i] ^= 1 << (i % 8)
+			if err := agree(whole, report(t, whole)); err != nil {
+				t.Errorf("%s: byte %#x: %v", c.Name, i, err)
+			}
+			whole[i] = was
+		}
+	}
+}

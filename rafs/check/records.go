@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
@@ -108,11 +109,14 @@ func (c *checker) recordSize(at uint64, where any, r *layout.ChunkRecord, b *blo
 	if r.CompressedSize == 0 || r.CompressedSize > maxCompressedChunkSize && !b.members {
 		c.fail(at, where, "takes %d bytes, want 1 to %d", r.CompressedSize, maxCompressedChunkSize)
 	}
+	stored := r.UncompressedSize
+	if r.Flags&layout.ChunkEncrypted != 0 {
+		stored = uint32(xts.Size(int(stored)))
+	}
 	switch compressed := r.Flags&layout.ChunkCompressed != 0; {
-	case r.Flags&layout.ChunkEncrypted != 0: // is padded
-	case !compressed && r.CompressedSize != r.UncompressedSize:
+	case !compressed && r.CompressedSize != stored:
 		c.fail(at, where, "%d uncompressed bytes take %d", r.UncompressedSize, r.CompressedSize)
-	case compressed && !b.members && r.CompressedSize >= r.UncompressedSize:
+	case compressed && !b.members && r.CompressedSize >= stored:
 		// Where nothing else tells a compressed chunk, its size does.
 		c.fail(at, where, "%d bytes compressed to %d", r.UncompressedSize, r.CompressedSize)
 	}

@@ -120,6 +120,9 @@ func (c *v6Check) checkEntry(i int, e *v6Blob) {
 	for _, r := range featureRules(layout.Features(e.Features), c.tarfs, 6) {
 		c.fail(e.off+84, where, "%s", r)
 	}
+	if e.has(layout.FeatureTarfs) {
+		c.checkTarBlob(e, where)
+	}
 	c.checkCipher(e, where)
 	c.checkTOCFields(e, where)
 	c.checkCI(e, where)

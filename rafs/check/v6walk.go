@@ -30,6 +30,7 @@ type v6Walk struct {
 	folders []v6Folder
 	// links has a nid for each name of an inode that may have several.
 	links     []uint32
+	tar       []tarAddr // tarfs only
 	hasXattrs bool
 	paths     v6Paths
 
@@ -79,6 +80,7 @@ func (c *v6Check) walkTree() {
 		c.folder(f)
 	}
 	c.checkLinks()
+	c.checkTarChunks()
 	if c.flags&layout.FlagHasXattr != 0 && !w.hasXattrs && w.whole {
 		c.note(v6.ExtSuperOffset, "superblock", "says that there are xattrs, no inode has any")
 	}
