@@ -184,6 +184,10 @@ func needed(cmd *cobra.Command, names ...string) error {
 	return nil
 }
 
+// quiet tells whether whoever asked for no news of little weight wants no progress
+// either: converters read what is on stderr.
+func (a *app) quiet() bool { return (a.log.level == "warn" || a.log.level == "error") && !a.stderrTTY }
+
 // withLog runs f with the log that the flags ask for.
 func (a *app) withLog(f func(log *slog.Logger) error) error {
 	log, end, err := a.log.open(a.stderr)

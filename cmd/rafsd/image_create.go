@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build"
@@ -229,7 +231,7 @@ func (a *app) runImageCreate(ctx context.Context, f *createFlags, source string,
 		return err
 	}
 	limitHeap(a.getenv)
-	p, err := a.newProgress(f.progress, false)
+	p, err := a.newProgress(f.progress, a.quiet())
 	if err != nil {
 		return err
 	}
@@ -257,6 +259,9 @@ const maxPatterns = 64 << 20
 func (a *app) prefetchPaths(policy build.PrefetchPolicy, log *slog.Logger) ([]string, error) {
 	if policy == build.PrefetchNone {
 		return nil, nil
+	}
+	if f, ok := a.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprintln(a.stderr, "Paths to prefetch, one a line, / for all; Ctrl-D ends the list:")
 	}
 	data, err := io.ReadAll(io.LimitReader(a.stdin, maxPatterns+1))
 	if err != nil {

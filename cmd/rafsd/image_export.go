@@ -88,7 +88,7 @@ func (a *app) runImageUnpack(ctx context.Context, f *unpackFlags, path string, l
 		return &usageError{errors.New("--output is empty, want a path")}
 	}
 	return withData(path, &f.blobFlags, log, func(im *image.Image, data *export.Data) error {
-		p, err := a.newProgress(f.progress, f.output == "-")
+		p, err := a.newProgress(f.progress, f.output == "-" || a.quiet())
 		if err != nil {
 			return err
 		}
@@ -212,7 +212,7 @@ func (a *app) runImageExport(ctx context.Context, f *exportFlags, log *slog.Logg
 		out = filepath.Join(blobs.blobDir, strings.TrimSuffix(filepath.Base(boot), filepath.Ext(boot))+".disk")
 	}
 	return withData(boot, &blobs, log, func(im *image.Image, data *export.Data) error {
-		p, err := a.newProgress(f.how, false)
+		p, err := a.newProgress(f.how, a.quiet())
 		if err != nil {
 			return err
 		}
