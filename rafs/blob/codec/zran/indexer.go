@@ -44,6 +44,7 @@ type Indexer struct {
 	size uint32
 	err  error // for good; io.EOF at the end
 
+	plain    bool     // nobody asks for contexts
 	block    boundary // the last one that was met
 	dict     []byte   // before block, if that is no longer in o
 	emit     func(*Context) error
@@ -78,6 +79,17 @@ func NewIndexer(r io.Reader, emit func(*Context) error) (*Indexer, error) {
 	}
 	x.note()
 	return x, nil
+}
+
+// NewReader inflates a gzip stream of any number of members, one after the other,
+// and checks their checksums. It knows the errors of an Indexer.
+func NewReader(r io.Reader) (io.Reader, error) {
+	x, err := NewIndexer(r, nil)
+	if err != nil {
+		return nil, err
+	}
+	x.plain = true
+	return struct{ io.Reader }{x}, nil
 }
 
 // Read inflates. It takes no more of the stream than it needs for len(p) bytes, but
@@ -125,7 +137,7 @@ func (x *Indexer) inflate(n int) error {
 func (x *Indexer) slide() {
 	o := &x.o
 	keep := max(o.start, o.w-window)
-	if b := &x.block; !b.spilled {
+	if b := &x.block; !b.spilled && !x.plain {
 		x.dict = append(x.dict[:0], x.before(b)...)
 		b.spilled = true
 	}

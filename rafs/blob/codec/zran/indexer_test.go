@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	kgzip "github.com/klauspost/compress/gzip"
+
 	"github.com/rafsd/rafsd/rafs/blob"
 	v6 "github.com/rafsd/rafsd/rafs/layout/v6"
 )
@@ -117,6 +119,30 @@ func TestIndexer(t *testing.T) {
 				t.Logf("%d contexts of %d chunks in %d bytes of %d", len(all), len(pieces), len(stream), len(want))
 			}
 		})
+	}
+}
+
+func TestReader(t *testing.T) {
+	streams := samples(t)
+	streams["bgzip"] = fixture(t, "upstream/zran/bgzip.tar.gz")
+	for name, stream := range streams {
+		r, err := NewReader(iotest.HalfReader(bytes.NewReader(stream)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := iotest.TestReader(r, gunzip(t, stream)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewReader(strings.NewReader("no gzip stream")); !errors.Is(err, errFormat) {
+		t.Errorf("no gzip stream: got %v", err)
+	}
+	r, err := NewReader(bytes.NewReader(streams["level 9"][:5000]))
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("cut off: got %v", err)
 	}
 }
 
@@ -272,6 +298,28 @@ func TestIndexerBlockTooLong(t *testing.T) {
 	_, _, pieces, err := index(bytes.NewReader(stream), 1<<20, func(gap bool) int { return 1 << 20 })
 	if !errors.Is(err, errSpan) || len(pieces) != 8 {
 		t.Errorf("%d chunks, then %v, want 8 and %v", len(pieces), err, errSpan)
+	}
+}
+
+func BenchmarkReader(b *testing.B) {
+	stream := fixture(b, "upstream/zran/bgzip.tar.gz")
+	stream = append(stream, fixture(b, "nydus-made/blobs/ebd087b364b77902750e774d5273f2990038e511302077c3c0b5930802052598")...)
+	size := len(gunzip(b, stream))
+	for name, open := range map[string]func(io.Reader) (io.Reader, error){
+		"zran": NewReader, "klauspost": func(r io.Reader) (io.Reader, error) { return kgzip.NewReader(r) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				r, err := open(bytes.NewReader(stream))
+				if err != nil {
+					b.Fatal(err)
+				}
+				if n, err := io.Copy(struct{ io.Writer }{io.Discard}, r); err != nil || n != int64(size) {
+					b.Fatal(n, err)
+				}
+			}
+		})
 	}
 }
 
