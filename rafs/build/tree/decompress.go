@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/rafsd/rafsd/rafs/blob/codec/zran"
 )
 
 // maxWindow bounds the memory that a zstd frame may ask for: what zstd takes at
@@ -25,11 +26,11 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	r = io.MultiReader(bytes.NewReader(magic[:n]), r)
 	switch {
 	case bytes.HasPrefix(magic[:n], []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(r)
+		z, err := zran.NewReader(r)
 		if err != nil {
 			return nil, fmt.Errorf("gzip: %w", err)
 		}
-		return z, nil
+		return io.NopCloser(z), nil
 	// zstd frames, and the skippable frames that may come before them (RFC 8878).
 	case n == 4 && (magic == [4]byte{0x28, 0xb5, 0x2f, 0xfd} || magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
