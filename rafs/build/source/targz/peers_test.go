@@ -128,7 +128,7 @@ func mountNydusd(t *testing.T, program, dir, bootstrap string) string {
 	t.Helper()
 	config := filepath.Join(dir, "config.json")
 	text := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
-		"cache":{"type":"blobcache","config":{"work_dir":%q}}},"mode":"direct"}`, dir, t.TempDir())
+		"cache":{"type":"blobcache","config":{"work_dir":%q},"validate":true}},"mode":"direct"}`, dir, t.TempDir())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
