@@ -7,8 +7,10 @@
 //
 // The package trusts the tree and the records it is given: they were made by
 // rafs/build/tree and rafs/build/chunk, which refuse what the format cannot
-// hold. It does no I/O but on the writers it is handed. Tables of chunks are
-// read and written in passing, never held in memory.
+// hold. It does no I/O but on the writers it is handed and on unnamed files
+// (rafs/build/spill), where it keeps what grows with the number of inodes. Tables
+// of chunks are read and written in passing, but for the chunk information of an
+// encrypted blob, which the cipher takes as a whole.
 package write
 
 import (
