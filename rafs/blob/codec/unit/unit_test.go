@@ -201,6 +201,7 @@ func TestFixtures(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			decoded := map[unit.Unit][]byte{}
 			for i := range info.ChunkCount {
 				c, ok := im.Chunk(info.Index, i)
 				if !ok || !c.Shared {
@@ -210,9 +211,13 @@ func TestFixtures(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				dst := make([]byte, p.Unit.OutSize)
-				if err := table.Decode(&p.Unit, dst, raw[p.Unit.Offset:][:p.Unit.Size]); err != nil {
-					t.Fatalf("%s: %v", name, err)
+				dst := decoded[p.Unit]
+				if dst == nil {
+					dst = make([]byte, p.Unit.OutSize)
+					if err := table.Decode(&p.Unit, dst, raw[p.Unit.Offset:][:p.Unit.Size]); err != nil {
+						t.Fatalf("%s: %v", name, err)
+					}
+					decoded[p.Unit] = dst
 				}
 				if got := info.Digester.Sum(dst[p.Offset:][:c.UncompressedSize]); got != c.Digest {
 					t.Errorf("%s: chunk %d has digest %v, want %v", name, i, got, c.Digest)
