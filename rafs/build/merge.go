@@ -23,7 +23,8 @@ type MergeOptions struct {
 	// lowest first.
 	Sources []string
 	// BlobIDs are the ids of the layers' blobs. By default a blob is named after
-	// the file of its bootstrap, up to the first dot.
+	// the file of its bootstrap, up to the first dot, unless that is no digest and
+	// the bootstrap knows better.
 	BlobIDs []string
 	// BlobDigests and BlobSizes are the SHA-256 and the bytes of the layers' blobs
 	// as a registry has them; where data and metadata are two objects, of those
@@ -251,7 +252,7 @@ func (o *ownBlob) fix(info *rafs.Info) error {
 	if err := measure(o.path, o.im, info); err != nil {
 		return err
 	}
-	if !tarfs && (!separate || len(opts.BlobIDs) > 0) {
+	if !tarfs && (len(opts.BlobIDs) > 0 || !separate && !o.named(features)) {
 		info.ID = o.id
 	}
 	if sum, err := parseDigest(stem(o.path)); err == nil && separate && features&layout.FeatureInlinedFSMeta != 0 {
@@ -286,6 +287,14 @@ func (o *ownBlob) fix(info *rafs.Info) error {
 		e.TOCSize = uint32(opts.TOCSizes[i])
 	}
 	return blob.CheckID(info.ID)
+}
+
+// named tells whether the bootstrap itself has the id of the blob: it lies beside
+// that, and the name of its file is none. nydus-image takes the name of the file
+// even then.
+func (o *ownBlob) named(f layout.Features) bool {
+	_, err := parseDigest(o.id)
+	return err != nil && f&layout.FeatureInlinedFSMeta == 0 && f&layout.FeatureCapTarTOC != 0
 }
 
 func parseDigest(s string) ([32]byte, error) {

@@ -63,6 +63,27 @@ func TestMergeFixtures(t *testing.T) {
 	}
 }
 
+// A bootstrap beside its blob knows that by its id, whatever its file is called;
+// but a digest as the name of the file counts.
+func TestMergeNames(t *testing.T) {
+	o := options(t, layerDir(t, map[string]string{"a": "a"}))
+	r := create(t, o)
+	if got := merge(t, mergeOptions(t, r.Bootstrap)).Blobs; !slices.Equal(got, []string{r.Blob}) {
+		t.Errorf("blobs %q, want %s", got, r.Blob)
+	}
+	name := strings.Repeat("ab", 32)
+	p := filepath.Join(o.BlobDir, name+".boot")
+	must(t, os.Rename(r.Bootstrap, p))
+	if got := merge(t, mergeOptions(t, p)).Blobs; !slices.Equal(got, []string{name}) {
+		t.Errorf("blobs %q, want %s", got, name)
+	}
+	m := mergeOptions(t, p)
+	m.BlobIDs = []string{"given"}
+	if got := merge(t, m).Blobs; !slices.Equal(got, []string{"given"}) {
+		t.Errorf("blobs %q, want the one that was given", got)
+	}
+}
+
 // layersOf builds three layers with whiteouts as a converter does: the bootstrap
 // inside each blob, whiteouts kept.
 func layersOf(t testing.TB, version int, dir string) []string {
