@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -379,6 +381,70 @@ func TestEmpty(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However the layer arrives, the same comes of it.
+func TestSameBytes(t *testing.T) {
+	stream := zip(t, gzip.DefaultCompression, 3_000_000, fixture(t, "tars/tarable.tar"))
+	var first [32]byte
+	for i, r := range []io.Reader{bytes.NewReader(stream), iotest.OneByteReader(bytes.NewReader(stream)), iotest.DataErrReader(bytes.NewReader(stream))} {
+		l := read(t, r, Options{})
+		sum := sha256.New()
+		if _, err := l.Contexts.WriteTo(sum); err != nil {
+			t.Fatal(err)
+		}
+		for rec, err := range l.Table.All() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(sum, rec)
+		}
+		if got := [32]byte(sum.Sum(nil)); i == 0 {
+			first = got
+		} else if got != first {
+			t.Errorf("reader %d: other chunks or contexts than reader 0", i)
+		}
+	}
+}
+
+// pipe streams a gzip of a tar with one file of noise, which is never stored.
+func pipe(t testing.TB, size int64) io.Reader {
+	t.Helper()
+	r, w := io.Pipe()
+	go func() {
+		z, err := gzip.NewWriterLevel(w, gzip.NoCompression)
+		if err != nil {
+			panic(err) // the level is a constant
+		}
+		a := tar.NewWriter(z)
+		err = a.WriteHeader(&tar.Header{Name: "noise", Mode: 0o644, Size: size})
+		if err == nil {
+			_, err = io.CopyN(a, rand.NewChaCha8([32]byte{}), size)
+		}
+		w.CloseWithError(errors.Join(err, a.Close(), z.Close()))
+	}()
+	return r
+}
+
+// What is kept of a layer is not in memory: its dictionaries alone would be more
+// than all that is allowed.
+func TestMemory(t *testing.T) {
+	const size, allowed = 192 << 20, 2 << 20
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	l := read(t, pipe(t, size), Options{})
+	if l.Contexts.Size() < 2*allowed {
+		t.Fatalf("contexts of %d bytes show nothing", l.Contexts.Size())
+	}
+	if after := heap(); after > before+allowed {
+		t.Errorf("%d bytes more than before, want at most %d", after-before, allowed)
+	}
+	runtime.KeepAlive(l)
 }
 
 // FuzzRead reads any tar, plain and compressed: the same trees and chunks come of
