@@ -20,7 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/build/chunk"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
@@ -140,34 +139,44 @@ func (c *conversion) keep(i int, l *layer) error {
 	c.state.keys[key] = true
 	c.state.mu.Unlock()
 	if l.file != nil {
-		if err := c.state.name(l.file, key); err != nil {
+		if err := c.state.name(l.file, key+stateBlob); err != nil {
 			return fmt.Errorf("state folder: %w", err)
 		}
 	}
-	err = store.WriteFile(c.state.path(key, stateLayer), func(w io.Writer) error {
-		h := sha256.New()
-		out := bufio.NewWriterSize(io.MultiWriter(w, h), 64<<10)
-		if err := l.save(out); err != nil {
-			return err
-		}
-		if err := out.Flush(); err != nil {
-			return err
-		}
-		_, err := w.Write(h.Sum(nil))
-		return err
-	})
+	f, err := c.blobFile()
 	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := l.saveTo(f); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	if err := c.state.name(f, key+stateLayer); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	return nil
 }
 
-// name gives a blob's file its name, in place of one that somebody else left.
-func (s *state) name(f *os.File, key string) error {
+// saveTo writes what is kept of a layer, and behind it the SHA-256 of that.
+func (l *layer) saveTo(f *os.File) error {
+	h := sha256.New()
+	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10)
+	if err := l.save(out); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	_, err := f.Write(h.Sum(nil))
+	return err
+}
+
+// name gives a file its name, in place of one that somebody else left.
+func (s *state) name(f *os.File, name string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	target := s.path(key, stateBlob)
+	target := filepath.Join(s.dir, name)
 	if strings.HasPrefix(filepath.Base(f.Name()), unfinished) {
 		return os.Rename(f.Name(), target)
 	}
