@@ -62,7 +62,7 @@ func (a *app) nydusImage() *cobra.Command {
 			_, err := fmt.Fprintln(a.stdout, nydusImageVersion())
 			return err
 		}
-		return errors.Join(cmd.Help(), &usageError{errors.New("a command is missing")})
+		return cmd.Help() // which is what nydus-image does
 	}
 	flags := root.PersistentFlags()
 	a.log.register(flags)
@@ -80,8 +80,10 @@ func (a *app) addImageVerbs(cmd *cobra.Command) {
 	}
 	for _, v := range verbs {
 		v.Annotations = map[string]string{imageVerb: ""}
-		if cmd.Name() == "nydus-image" {
-			v.Example = strings.ReplaceAll(v.Example, "rafsd image", "nydus-image")
+		for _, c := range append(v.Commands(), v) {
+			if cmd.Name() == "nydus-image" {
+				c.Example = strings.ReplaceAll(c.Example, "rafsd image", "nydus-image")
+			}
 		}
 	}
 	cmd.AddCommand(verbs...)

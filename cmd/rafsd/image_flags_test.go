@@ -143,6 +143,12 @@ var flagCases = []flagCase{
 	{"optimize -B B0 -D D0 -O OUT", 1, "2.4"},
 	{"chunkdict generate -B B", 2, "2.4"},
 	{"nonsense", 2, "2.2"},
+	{"", 0, "2.2"},
+	{"--version", 0, "2.2"},
+	{"-V", 0, "2.2"},
+	{"create -h", 0, "2.2"},
+	{"help create", 0, "2.2"},
+	{"check --help", 0, "2.2"},
 }
 
 // flagFolder makes the files that command lines name: two images of other chunk

@@ -56,6 +56,9 @@ const rootExample = `  # an OCI image becomes a RAFS image in the same registry
   # serve it; QEMU or Cloud Hypervisor connects to the socket
   rafsd virtiofs --sock /run/vm.sock --cache-dir /var/cache/rafsd registry.example.com/debian:12-rafs
 
+  # images in files: what nydus-image does
+  rafsd image create -B image.boot -D blobs rootfs
+
   # look inside
   rafsd inspect registry.example.com/debian:12-rafs`
 
