@@ -25,7 +25,9 @@ type convertFlags struct {
 	fsVersion, workers                                   int
 	allPlatforms, mergePlatform, referrer, ociRef        bool
 	aligned, docker, reverse, noState, asJSON            bool
-	dictInsecure                                         bool
+	dictInsecure, cacheInsecure                          bool
+	cache, cacheVersion                                  string
+	cacheRecords                                         uint
 	prefetch                                             []string
 }
 
@@ -49,7 +51,9 @@ folder until one succeeds, and does not send blobs that have arrived.
 
 --oci-ref leaves the data where it is: the image indexes the gzip layers of SRC, which are copied,
 and readers inflate them from the middle. --chunk-dict names an image, or a bootstrap in a file,
-whose chunks are not stored again. --reverse makes an OCI image of a RAFS image.`
+whose chunks are not stored again. --build-cache names an image that lists layers with what became
+of them: layers in it are not converted again. Who can write to it decides what is in the images
+that are made with it. --reverse makes an OCI image of a RAFS image.`
 
 func (a *app) convert() *cobra.Command {
 	f := &convertFlags{}
@@ -78,6 +82,9 @@ func (a *app) convert() *cobra.Command {
 	flags.StringVar(&f.compressor, "compressor", "zstd", "zstd, lz4_block or none")
 	flags.StringVar(&f.digester, "digester", "blake3", "blake3 or sha256")
 	flags.StringVar(&f.dict, "chunk-dict", "", "RAFS image, or bootstrap, whose chunks are not stored again")
+	flags.StringVar(&f.cache, "build-cache", "", "image that lists layers converted before; it gets those of this run")
+	flags.StringVar(&f.cacheVersion, "build-cache-version", "v1", "version of the cache; another one is replaced")
+	flags.UintVar(&f.cacheRecords, "build-cache-max-records", 200, "how many layers the cache lists")
 	flags.StringVar(&f.blobDir, "blob-dir", "", "folder that takes the blobs, in place of DST")
 	flags.StringArrayVar(&f.prefetch, "prefetch", nil, "path in the image that readers fetch ahead; may be repeated")
 	flags.IntVar(&f.workers, "workers", 0, "chunks compressed at the same time (default one a CPU)")
@@ -136,6 +143,14 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 		Reference: f.ociRef, Dict: f.dict, BlobDir: f.blobDir,
 		Workers: f.workers, WorkDir: f.workDir, Prefetch: f.prefetch,
 		Format: convert.Format{Version: f.fsVersion, Aligned: f.aligned},
+	}
+	if f.cache != "" {
+		if f.cacheRecords < 1 || f.cacheRecords > 200 {
+			return usage("build-cache-max-records", fmt.Errorf("want 1 to 200, got %d", f.cacheRecords))
+		}
+		o.Cache = convert.Cache{Name: f.cache, Registry: to, Version: f.cacheVersion, MaxRecords: int(f.cacheRecords)}
+		o.Cache.Registry.Insecure = to.Insecure || f.cacheInsecure
+		o.Cache.Registry.PlainHTTP = to.PlainHTTP || f.cacheInsecure
 	}
 	o.DictRegistry.Insecure = f.dictInsecure
 	o.DictRegistry.PlainHTTP = o.DictRegistry.PlainHTTP || f.dictInsecure

@@ -129,9 +129,10 @@ func (n *nydusifyConverting) translate(cmd *cobra.Command, f *convertFlags) (sou
 	if f.retryDelay, err = time.ParseDuration(*n.retryDelay); err != nil {
 		return usage("--push-retry-delay: %w", err)
 	}
-	if *n.cache != "" || *n.cacheTag != "" {
-		return usage("--build-cache is not offered; layers that are done lie in --work-dir until a conversion succeeds")
+	if f.cache, err = n.cacheName(target); err != nil {
+		return "", "", &usageError{err}
 	}
+	f.cacheVersion, f.cacheRecords, f.cacheInsecure = *n.cacheVersion, *n.cacheRecords, *n.cacheInsecure
 	if f.blobDir, err = n.backend.folder(); err != nil {
 		return "", "", err
 	}
@@ -177,6 +178,21 @@ func (n *nydusifyConverting) images() (source, target string, err error) {
 		target = "oci-archive:" + *n.targetArchive
 	}
 	return source, target, nil
+}
+
+// cacheName is the image that --build-cache or --build-cache-tag means.
+func (n *nydusifyConverting) cacheName(target string) (string, error) {
+	if *n.cacheTag == "" {
+		return *n.cache, nil
+	}
+	if *n.cache != "" {
+		return "", errors.New("--build-cache conflicts with --build-cache-tag")
+	}
+	ref, err := name.ParseReference(target)
+	if err != nil {
+		return "", fmt.Errorf("invalid target image reference: %w", err)
+	}
+	return ref.Context().Tag(*n.cacheTag).Name(), nil
 }
 
 // addSuffix puts a suffix behind the tag of a reference.

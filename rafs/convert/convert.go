@@ -65,6 +65,8 @@ type Options struct {
 	// again; none if empty. DictRegistry says how to reach it.
 	Dict         string
 	DictRegistry artifact.Options
+	// Cache lists layers that were converted before, and gets those of this run.
+	Cache Cache
 	// BlobDir takes the blobs, by their ids, in place of the target, whose manifest
 	// then lists the bootstrap alone.
 	BlobDir string
@@ -186,6 +188,8 @@ func (o *Options) setDefaults() error {
 		return errors.New("an image that refers to OCI layers has no batches")
 	case o.Reference && o.BlobDir != "":
 		return errors.New("an image that refers to OCI layers has its blobs beside them")
+	case o.Cache.Name != "" && (o.Reference || o.Dict != "" || f.Version == 5):
+		return errors.New("a build cache is for images of version 6 without a chunk dictionary that have their data themselves")
 	case f.BatchSize > 0 && (f.BatchSize&(f.BatchSize-1) != 0 || f.BatchSize < blob.MinChunkSize || f.BatchSize > f.ChunkSize):
 		return fmt.Errorf("batch size %d: want a power of two from %d to the chunk size, %d", f.BatchSize, blob.MinChunkSize, f.ChunkSize)
 	}

@@ -29,6 +29,7 @@ type conversion struct {
 	*run
 	source *source
 	layers []*layer
+	cache  *cache // nil: none
 	boot   string // digest of the bootstrap layer, once there is one
 }
 
@@ -52,6 +53,13 @@ func (c *conversion) number(i int) uint32 { return c.dict.first() + uint32(i) }
 func (r *run) image(ctx context.Context, src *source) (*store.Document, error) {
 	c := &conversion{run: r, source: src, layers: make([]*layer, len(src.layers))}
 	defer c.closeLayers()
+	if r.opts.Cache.Name != "" {
+		var err error
+		if c.cache, err = openCache(ctx, r.opts.Cache, *src.configFile.Platform(), r.opts.WorkDir); err != nil {
+			return nil, err
+		}
+		defer c.cache.close()
+	}
 	if err := c.convertLayers(ctx); err != nil {
 		return nil, err
 	}
@@ -65,6 +73,11 @@ func (r *run) image(ctx context.Context, src *source) (*store.Document, error) {
 	}
 	size := i.bootstrap.desc.Size
 	c.tell(Event{Layer: -1, Digest: c.boot, Stage: StageDone, Done: size, Total: size})
+	if c.cache != nil {
+		if err := c.storeCache(ctx); err != nil {
+			return nil, fmt.Errorf("build cache %s: %w", r.opts.Cache.Name, err)
+		}
+	}
 	c.describe(i)
 	return i.doc, nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/build/source/targz"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
+	"github.com/rafsd/rafsd/rafs/image"
 )
 
 // layer is a source layer that was converted.
@@ -31,6 +32,8 @@ type layer struct {
 	info     *write.BlobInfo // nil likewise
 	file     *os.File        // the blob; nil likewise
 	contexts io.Closer       // of info, if they are spilled
+	inline   *image.Image    // that info is about, if the blob has a bootstrap inside
+	cached   *piece          // the blob, if a cache has it
 
 	entries, droppedXattrs int
 	bytes                  int64
@@ -40,6 +43,9 @@ type layer struct {
 func (l *layer) close() {
 	if l.tree != nil {
 		_ = l.tree.Close() // temporary files
+	}
+	if l.inline != nil {
+		_ = l.inline.Close()
 	}
 	l.closeBlob()
 }
@@ -68,6 +74,9 @@ type piece struct {
 
 // blob is the layer's blob as it is stored.
 func (l *layer) blob() *piece {
+	if l.cached != nil {
+		return l.cached
+	}
 	digest := v1.Hash{Algorithm: "sha256", Hex: l.info.Object.ID}
 	return filePiece(l.file, v1.Descriptor{MediaType: artifact.MediaTypeBlob, Digest: digest, Size: l.info.Object.Size})
 }
@@ -113,6 +122,9 @@ const attempts = 3
 // if the target takes blobs ahead of their image.
 func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 	l, err := c.resume(i)
+	if l == nil && err == nil {
+		l, err = c.cached(ctx, i)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -272,6 +284,7 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	out := bufio.NewWriterSize(file, 128<<10)
 	blob, err := write.NewBlob(out, write.BlobOptions{
 		Format: o.format(), Version: o.Format.Version, TOC: o.Format.Version == 6, Packed: o.packed(), Batch: o.Format.BatchSize > 0,
+		InlineMeta: c.cache != nil,
 	})
 	if err != nil {
 		return l, err
@@ -286,7 +299,7 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	buffered := bufio.NewReaderSize(tar, 128<<10)
 	var readErr, closeErr error
 	var batches []chunk.Batch
-	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: o.Limits, TempDir: o.WorkDir})
+	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: o.Limits, TempDir: o.WorkDir, Whiteouts: c.whiteouts()})
 	l.table, batches, closeErr = cutter.Close()
 	err = readErr
 	if !errors.Is(readErr, closeErr) { // a failed write has often reached the reader
@@ -301,6 +314,9 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	contents := write.Contents{Table: l.table}
 	if o.Format.BatchSize > 0 {
 		contents.Contexts = write.BatchContexts(batches)
+	}
+	if c.cache != nil {
+		return l, c.finishInline(ctx, i, l, blob, contents, out)
 	}
 	if err = l.finish(blob, contents); err != nil {
 		return l, err

@@ -128,7 +128,7 @@ func (c *conversion) blobFile() (*os.File, error) {
 
 // keep names what was made of a layer, so that it is found again.
 func (c *conversion) keep(i int, l *layer) error {
-	if c.state == nil {
+	if c.state == nil || c.cache != nil { // a cache keeps layers in a way of its own
 		return nil
 	}
 	key, err := c.key(i)
@@ -189,7 +189,7 @@ func (s *state) name(f *os.File, name string) error {
 // resume finds a layer that was done before; nil if there is none, or if what is
 // there is damaged.
 func (c *conversion) resume(i int) (*layer, error) {
-	if c.state == nil {
+	if c.state == nil || c.cache != nil {
 		return nil, nil
 	}
 	key, err := c.key(i)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"strings"
 
@@ -93,6 +94,12 @@ func (s *session) stat(ctx context.Context, digest v1.Hash) (int64, error) {
 		return 0, fmt.Errorf("blob %s: %w in %s", digest, ErrNotFound, s.repo)
 	}
 	return res.ContentLength, nil
+}
+
+// Absent tells whether an image could not be opened because there is none.
+func Absent(err error) bool {
+	var status *transport.Error
+	return errors.Is(err, fs.ErrNotExist) || errors.As(err, &status) && status.StatusCode == http.StatusNotFound
 }
 
 // registrySource is an image of a registry.
