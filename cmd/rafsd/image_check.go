@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -84,7 +85,7 @@ func checkEntries(list []check.Violation) []checkEntry {
 }
 
 func (a *app) runImageCheck(ctx context.Context, f *checkFlags, path string) error {
-	opts := check.Options{Max: f.max, Data: f.data}
+	opts := check.Options{Max: f.max, Data: f.data, InlineBlobID: inlineID(path)}
 	blobDir := f.blobDir
 	if blobDir == "" && f.config != "" {
 		var err error
@@ -171,7 +172,7 @@ func (a *app) describeChecked(ctx context.Context, f *checkFlags, path string, r
 // inlineID lets bootstraps of layers be opened that name no blob, since they were
 // written into it: the file's name is the best there is.
 func inlineID(path string) string {
-	name := path[strings.LastIndexByte(path, '/')+1:]
+	name, _, _ := strings.Cut(filepath.Base(path), ".")
 	if blob.CheckID(name) != nil {
 		return strings.Repeat("x", blob.MaxIDLen)
 	}

@@ -126,6 +126,14 @@ func (s *stopper) ReadAt(p []byte, off int64) (int, error) {
 	return s.o.ReadAt(p, off)
 }
 
+// blobID is the id of a blob, which the bootstrap inside it does not know.
+func (c *checker) blobID(f layout.Features, id string) string {
+	if f&layout.FeatureInlinedFSMeta != 0 && f&layout.FeatureSeparate == 0 && c.opts.InlineBlobID != "" {
+		return c.opts.InlineBlobID
+	}
+	return id
+}
+
 // holdsItself tells whether a blob is the one that its bootstrap was found in. Its
 // features say so, or before nydus 2.2 nothing did.
 func holdsItself(f layout.Features, blobs int) bool {
@@ -145,19 +153,20 @@ func (c *v5Check) checkBlobs() {
 		self := c.inside && holdsItself(layout.Features(b.Features), len(c.blobs))
 		o := &object{Blob: c.whole, c: c.checker, name: "the blob"}
 		if !self {
-			o = c.open(blobPlace(i), b.ID)
+			o = c.open(blobPlace(i), c.blobID(layout.Features(b.Features), b.ID))
 		}
 		if o == nil {
 			continue
 		}
 		defer o.Close()
 		objects[i] = o
-		if b.CompressedSize != 0 && layout.Features(b.Features)&layout.FeatureCapTarTOC != 0 && uint64(o.Size()) != b.CompressedSize && !self {
+		if b.CompressedSize != 0 && layout.Features(b.Features)&layout.FeatureCapTarTOC != 0 && uint64(o.Size()) != b.CompressedSize && !self &&
+			layout.Features(b.Features)&layout.FeatureInlinedFSMeta == 0 {
 			c.fail(b.off+16, blobPlace(i), "%d bytes, the object has %d", b.CompressedSize, o.Size())
 		}
 		if c.opts.Data {
 			if !self {
-				o.checkID(b.ID, layout.Features(b.Features)&layout.FeatureInlinedFSMeta != 0)
+				o.checkID(c.blobID(layout.Features(b.Features), b.ID), layout.Features(b.Features)&layout.FeatureInlinedFSMeta != 0)
 			}
 			datas[i] = newChunkData(o, b.rules.compressor, digesterOf(c.flags))
 		}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/rafsd/rafsd/internal/testenv"
+	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
@@ -141,4 +142,32 @@ func FuzzBlob(f *testing.F) {
 			t.Errorf("%d bytes that differ: got %v", len(data), r.Err())
 		}
 	})
+}
+
+// A bootstrap that was taken out of its blob does not know the blob's id.
+func TestInlineBlobID(t *testing.T) {
+	const id = "dd2def1adb812aefc7fb129d1a7d653c9b0111f24504f282b16bc23e2162c05e"
+	dir := Folder(filepath.Join(testenv.Fixtures(t), "nydus-made/blobs"))
+	f, err := os.Open(filepath.Join(string(dir), id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := image.FindBootstrap(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, id := range map[string]string{"": id, "cannot be opened": ""} {
+		r, err := Reader(context.Background(), bytes.NewReader(boot), int64(len(boot)), Options{Blobs: dir, Data: true, InlineBlobID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Err(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("with id %q: got %v, want %q", id, err, want)
+		}
+	}
 }

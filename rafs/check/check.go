@@ -38,6 +38,9 @@ type Options struct {
 	// Blobs gives the blobs of the image, whose metadata is then held against the
 	// bootstrap; nil leaves blobs alone.
 	Blobs Blobs
+	// InlineBlobID is the id of the blob that the bootstrap was taken out of, which
+	// it cannot name itself; empty where it is not known.
+	InlineBlobID string
 	// Data asks for all data as well: every chunk is decoded and its digest
 	// compared. It needs Blobs.
 	Data bool

@@ -63,14 +63,14 @@ func (o *v6Object) close() {
 func (o *v6Object) openAll() {
 	e := o.entry
 	inside := o.inside && holdsItself(layout.Features(e.Features), len(o.blobs))
-	id := e.ID
+	id := o.blobID(layout.Features(e.Features), e.ID)
 	if inside && !e.has(layout.FeatureSeparate) {
 		o.data = &object{Blob: o.whole, c: o.checker, name: "the blob"}
 	} else {
 		o.data = o.open(blobPlace(o.i), id)
 	}
 	o.meta = o.data
-	if o.data != nil && !inside && e.has(layout.FeatureCapTarTOC) && uint64(o.data.Size()) != e.CompressedSize && !e.has(loose) {
+	if o.data != nil && !inside && e.has(layout.FeatureCapTarTOC) && uint64(o.data.Size()) != e.CompressedSize && !e.has(loose|layout.FeatureInlinedFSMeta) {
 		o.fail(e.off+88, blobPlace(o.i), "%d bytes, the object has %d", e.CompressedSize, o.data.Size())
 	}
 	if e.has(layout.FeatureSeparate) {
