@@ -100,6 +100,14 @@ func makeImage(dir string, memory int, blobs, bootstrap io.Writer, shapes ...tre
 	pool := chunk.NewPool(2, 1, blob.DefaultChunkSize)
 	var layers []*tree.Layer
 	var infos []*write.BlobInfo
+	defer func() {
+		for _, l := range layers { // closed already, if there was a merge
+			err = errors.Join(err, l.Close())
+		}
+		for _, info := range infos {
+			err = errors.Join(err, info.Table.(*chunk.Table).Close())
+		}
+	}()
 	for i, s := range shapes {
 		l, info, err := makeLayer(ctx, pool, blobs, s, format,
 			chunk.Options{Blob: uint32(i), Compressor: format.Compressor, TempDir: dir}, tree.ReadOptions{TempDir: dir, Memory: memory})
@@ -142,11 +150,19 @@ func makeLayer(ctx context.Context, pool *chunk.Pool, blobs io.Writer, s treetes
 	defer r.Close()
 	layer, err := tree.ReadTar(ctx, bufio.NewReaderSize(r, 128<<10), cutter, read)
 	table, _, closeErr := cutter.Close()
-	if err = errors.Join(err, closeErr); err != nil {
-		return nil, nil, err
+	if err = errors.Join(err, closeErr); err == nil {
+		var info *write.BlobInfo
+		if info, err = w.Finish(write.Contents{Table: table}); err == nil {
+			return layer, info, out.Flush()
+		}
 	}
-	info, err := w.Finish(write.Contents{Table: table})
-	return layer, info, errors.Join(err, out.Flush())
+	if layer != nil {
+		err = errors.Join(err, layer.Close())
+	}
+	if table != nil {
+		err = errors.Join(err, table.Close())
+	}
+	return nil, nil, err
 }
 
 // What is spilled, and how often, never shows in an image.
