@@ -144,13 +144,8 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 		Workers: f.workers, WorkDir: f.workDir, Prefetch: f.prefetch,
 		Format: convert.Format{Version: f.fsVersion, Aligned: f.aligned},
 	}
-	if f.cache != "" {
-		if f.cacheRecords < 1 || f.cacheRecords > 200 {
-			return usage("build-cache-max-records", fmt.Errorf("want 1 to 200, got %d", f.cacheRecords))
-		}
-		o.Cache = convert.Cache{Name: f.cache, Registry: to, Version: f.cacheVersion, MaxRecords: int(f.cacheRecords)}
-		o.Cache.Registry.Insecure = to.Insecure || f.cacheInsecure
-		o.Cache.Registry.PlainHTTP = to.PlainHTTP || f.cacheInsecure
+	if err := f.cacheOptions(&o); err != nil {
+		return o, err
 	}
 	o.DictRegistry.Insecure = f.dictInsecure
 	o.DictRegistry.PlainHTTP = o.DictRegistry.PlainHTTP || f.dictInsecure
@@ -193,6 +188,20 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 		}
 	}
 	return o, f.prepare(&o, getenv)
+}
+
+// cacheOptions sets the build cache.
+func (f *convertFlags) cacheOptions(o *convert.Options) error {
+	if f.cache == "" {
+		return nil
+	}
+	if f.cacheRecords < 1 || f.cacheRecords > 200 {
+		return &usageError{fmt.Errorf("--build-cache-max-records: want 1 to 200, got %d", f.cacheRecords)}
+	}
+	o.Cache = convert.Cache{Name: f.cache, Registry: o.TargetRegistry, Version: f.cacheVersion, MaxRecords: int(f.cacheRecords)}
+	o.Cache.Registry.Insecure = o.Cache.Registry.Insecure || f.cacheInsecure
+	o.Cache.Registry.PlainHTTP = o.Cache.Registry.PlainHTTP || f.cacheInsecure
+	return nil
 }
 
 // prepare makes the work folder, and finds one for the layers to go on from.

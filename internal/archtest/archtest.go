@@ -28,6 +28,7 @@ var Peers = map[string][]string{
 	"rafs/build/write":      {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree"},
 	"rafs/build/source/...": {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree", "rafs/build/write"},
 	"rafs/build":            {"rafs/export"},
+	"rafs/artifact/store":   {"rafs/artifact"},
 	"rafs/convert/...":      {"rafs/build", "rafs/export", "rafs/convert"},
 	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
 	// A unit is decoded as a chunk is, or inflated.

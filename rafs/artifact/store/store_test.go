@@ -515,8 +515,13 @@ func TestDownloadBreaksOff(t *testing.T) {
 	f := newFixture()
 	f.image(t, 1, nil, 1_000_000)
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	var mu sync.Mutex // over breaks; blobs come side by side
 	breaks := 0
 	reg := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			mu.Lock()
+			defer mu.Unlock()
+		}
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && breaks < 2 {
 			rec := httptest.NewRecorder()
 			inner.ServeHTTP(rec, r)
