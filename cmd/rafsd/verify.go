@@ -65,6 +65,7 @@ func (a *app) verify() *cobra.Command {
 var errFindings = errors.New("the image is not what it should be")
 
 func (a *app) runVerify(ctx context.Context, f *verifyFlags, name string) error {
+	limitHeap(a.getenv)
 	o := verify.Options{MultiPlatform: f.multiPlatform, SkipData: f.skipData, WorkDir: f.workDir, Max: f.max}
 	if f.platform != "" {
 		p, err := v1.ParsePlatform(f.platform)
