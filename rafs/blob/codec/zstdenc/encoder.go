@@ -32,7 +32,7 @@ const (
 	blockHeaderSize = 3
 )
 
-// Encoder makes frames, one after the other. It holds about 1.6 MB and is for one
+// Encoder makes frames, one after the other. It holds about 1.4 MB and is for one
 // goroutine at a time. The zero value is ready to use.
 type Encoder struct {
 	long     [1 << longBits]uint32
@@ -75,8 +75,6 @@ func (e *Encoder) begin(p *params) {
 		e.seqs = make([]sequence, 0, maxSequences)
 		e.literals = make([]byte, 0, maxBlock)
 		e.bits = make([]byte, maxSequences*maxSequenceBytes+16)
-		// What saves less than a 32nd is not worth the time to decode it.
-		e.huff.WantLogLess = 5
 	}
 	e.rep = [2]int{1, 4} // RFC 8878, 3.1.1.5
 	e.huff.Reuse = huff0.ReusePolicyNone
