@@ -142,7 +142,6 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 		AllPlatforms: f.allPlatforms, MergePlatform: f.mergePlatform, Referrer: f.referrer, DockerFormat: f.docker,
 		Reference: f.ociRef, Dict: f.dict, BlobDir: f.blobDir,
 		Workers: f.workers, WorkDir: f.workDir, Prefetch: f.prefetch,
-		Format: convert.Format{Version: f.fsVersion, Aligned: f.aligned},
 	}
 	if err := f.cacheOptions(&o); err != nil {
 		return o, err
@@ -151,9 +150,6 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 	o.DictRegistry.PlainHTTP = o.DictRegistry.PlainHTTP || f.dictInsecure
 	if o.Push, err = f.push(); err != nil {
 		return o, err
-	}
-	if f.fsVersion != 5 && f.fsVersion != 6 {
-		return usage("fs-version", fmt.Errorf("want 5 or 6, got %d", f.fsVersion))
 	}
 	switch {
 	case f.platform != "" && f.allPlatforms:
@@ -166,21 +162,8 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 			o.Platforms = nil // of an index below an index, too
 		}
 	}
-	if o.Format.ChunkSize, err = parseChunkSize(f.chunkSize); err != nil {
-		return usage("chunk-size", err)
-	}
-	batch, err := parseBytes(f.batchSize)
-	if err != nil || batch > blob.MaxChunkSize {
-		return usage("batch-size", fmt.Errorf("want 0 or a power of two up to the chunk size, got %q", f.batchSize))
-	}
-	o.Format.BatchSize = uint32(batch)
-	compressor, err := blob.ParseCompressor(f.compressor)
-	if err != nil {
-		return usage("compressor", err)
-	}
-	o.Format.Compressor = &compressor
-	if o.Format.Digester, err = blob.ParseDigester(f.digester); err != nil {
-		return usage("digester", err)
+	if o.Format, err = f.format(); err != nil {
+		return o, err
 	}
 	for _, p := range f.prefetch {
 		if !strings.HasPrefix(p, "/") {
@@ -188,6 +171,34 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 		}
 	}
 	return o, f.prepare(&o, getenv)
+}
+
+// format translates the flags that say what blobs and bootstrap are like.
+func (f *convertFlags) format() (out convert.Format, err error) {
+	usage := func(flag string, err error) (convert.Format, error) {
+		return out, &usageError{fmt.Errorf("--%s: %w", flag, err)}
+	}
+	if f.fsVersion != 5 && f.fsVersion != 6 {
+		return usage("fs-version", fmt.Errorf("want 5 or 6, got %d", f.fsVersion))
+	}
+	out = convert.Format{Version: f.fsVersion, Aligned: f.aligned}
+	if out.ChunkSize, err = parseChunkSize(f.chunkSize); err != nil {
+		return usage("chunk-size", err)
+	}
+	batch, err := parseBytes(f.batchSize)
+	if err != nil || batch > blob.MaxChunkSize {
+		return usage("batch-size", fmt.Errorf("want 0 or a power of two up to the chunk size, got %q", f.batchSize))
+	}
+	out.BatchSize = uint32(batch)
+	compressor, err := blob.ParseCompressor(f.compressor)
+	if err != nil {
+		return usage("compressor", err)
+	}
+	out.Compressor = &compressor
+	if out.Digester, err = blob.ParseDigester(f.digester); err != nil {
+		return usage("digester", err)
+	}
+	return out, nil
 }
 
 // cacheOptions sets the build cache.

@@ -31,7 +31,6 @@ type chunks struct {
 	first  int64    // of the file in refs
 	next   uint32   // index of the next chunk that is new
 	offset uint64   // uncompressed, of that
-	end    uint64   // in the layer, of the last chunk
 
 	last  chunk.Record // whose end in the layer is not known yet
 	state lastState
