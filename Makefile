@@ -11,7 +11,7 @@ PKG ?= ./...
 # The demonstration reads these from its environment, where no shell quotes them.
 export IMAGE RUN
 
-.PHONY: help build demo test interop race fuzz lint bench bench-peers clean
+.PHONY: help build demo test compat interop race fuzz lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +25,10 @@ demo: build ## boot a virtual machine from an image that nobody has pulled [IMAG
 test: ## all tests; ends with what was skipped and why [PKG=./rafs/...]
 	@go build -o bin/summary ./e2e/summary
 	@go test -json -timeout 20m $(PKG) | bin/summary
+
+# Modules of their own, for what they import is needed by nothing else here.
+compat: ## what the packages of nydus-snapshotter say of our images
+	go -C rafs/convert/snapshottercompat test -count=1 -timeout 20m ./...
 
 # The tests with the tag "peers", by name: the others have run without it.
 interop: ## what nydusd, nydus-image and virtiofsd say of what we make, and we of what they make (after make bench-peers)

@@ -10,7 +10,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/rafsd/rafsd/e2e/registry"
-	"github.com/rafsd/rafsd/e2e/rootfs"
 	"github.com/rafsd/rafsd/e2e/vm"
 	"github.com/rafsd/rafsd/guest/probe"
 	"github.com/rafsd/rafsd/guest/report"
@@ -24,8 +23,7 @@ func TestRegistry(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsTool(t, "mmdebstrap", "tar")
 	ctx := bounded(t)
-	image, err := rootfs.Image(ctx, rootfs.Options{Packages: []string{"python3"}})
-	must(t, err)
+	image := debian(ctx, t)
 	want := unpack(t, image)
 	r := startRegistry(t)
 	p := publish(ctx, t, r, image)

@@ -151,7 +151,7 @@ func (a *app) imageExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export --block [flags]",
 		Short: "Turn an image into one flat disk that Linux mounts",
-		Long: `Turn a v6 image into one flat EROFS disk that 'mount -t erofs' mounts with no daemon at all, with
+		Long: `Turn an image into one flat EROFS disk that 'mount -t erofs' mounts with no daemon at all, with
 --verity followed by a hash tree for dm-verity, whose options are printed.`,
 		Example: `  rafsd image export --block -D blobs -B image.boot -O image.erofs
   mount -t erofs -o loop image.erofs /mnt`,
