@@ -11,16 +11,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
 // nydusd reads what we write, with its own validation on, so that it looks at the
@@ -139,38 +137,8 @@ func sameByNydusd(t *testing.T, nydusd, dir, bootstrap, tree string) {
 // mountNydusd mounts an image with nydusd and FUSE.
 func mountNydusd(t *testing.T, program, dir, bootstrap string) string {
 	t.Helper()
-	config := filepath.Join(dir, "config.json")
-	text := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
+	config := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
 		"cache":{"type":"blobcache","config":{"work_dir":%q},"validate":true}},
 		"mode":"direct","enable_xattr":true,"fs_prefetch":{"enable":true,"threads_count":2}}`, dir, t.TempDir())
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	mnt := t.TempDir()
-	// Its default limit of open files is refused to most users, and then it ends.
-	cmd := exec.Command(program, "fuse", "--config", config, "--bootstrap", bootstrap, "--mountpoint", mnt,
-		"--log-level", "warn", "--rlimit-nofile", "0")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		if t.Failed() {
-			t.Logf("nydusd said:\n%s", log.String())
-		}
-	})
-	for range 10000 {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(mnt, &fs); err == nil && fs.Type == unix.FUSE_SUPER_MAGIC {
-			return mnt
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatalf("nydusd does not mount: %s", log.String())
-	return ""
+	return rafstest.MountNydusd(t, program, config, bootstrap)
 }

@@ -10,13 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/internal/testenv"
+	"github.com/rafsd/rafsd/rafs/rafstest"
 )
 
 // nydusd reads an eStargz by what we make of its table of contents, if a node has
@@ -57,36 +54,7 @@ func TestNydusAgrees(t *testing.T) {
 
 func mountNydusd(t *testing.T, program, dir, bootstrap string) string {
 	t.Helper()
-	config := filepath.Join(dir, "config.json")
-	text := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
+	config := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
 		"cache":{"type":"blobcache","config":{"work_dir":%q}}},"mode":"direct"}`, dir, dir)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	mnt := t.TempDir()
-	cmd := exec.Command(program, "fuse", "--config", config, "--bootstrap", bootstrap, "--mountpoint", mnt,
-		"--log-level", "warn", "--rlimit-nofile", "0")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		if t.Failed() {
-			t.Logf("nydusd said:\n%.3000s", log.String())
-		}
-	})
-	for range 10000 {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(mnt, &fs); err == nil && fs.Type == unix.FUSE_SUPER_MAGIC {
-			return mnt
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatalf("nydusd does not mount: %s", log.String())
-	return ""
+	return rafstest.MountNydusd(t, program, config, bootstrap)
 }

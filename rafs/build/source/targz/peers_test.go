@@ -12,11 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/build/write"
@@ -126,36 +122,7 @@ func untar(t testing.TB, dir string, data []byte) {
 
 func mountNydusd(t *testing.T, program, dir, bootstrap string) string {
 	t.Helper()
-	config := filepath.Join(dir, "config.json")
-	text := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
+	config := fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
 		"cache":{"type":"blobcache","config":{"work_dir":%q},"validate":true}},"mode":"direct"}`, dir, t.TempDir())
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	mnt := t.TempDir()
-	cmd := exec.Command(program, "fuse", "--config", config, "--bootstrap", bootstrap, "--mountpoint", mnt,
-		"--log-level", "warn", "--rlimit-nofile", "0")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		if t.Failed() {
-			t.Logf("nydusd said:\n%.3000s", log.String())
-		}
-	})
-	for range 10000 {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(mnt, &fs); err == nil && fs.Type == unix.FUSE_SUPER_MAGIC {
-			return mnt
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatalf("nydusd does not mount: %s", log.String())
-	return ""
+	return rafstest.MountNydusd(t, program, config, bootstrap)
 }
