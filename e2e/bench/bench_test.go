@@ -13,6 +13,17 @@ import (
 	"testing"
 )
 
+// The test program stands for this one where it starts itself.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == launchVerb {
+		if err := launch(os.Args[2:]); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
 func TestSumMappings(t *testing.T) {
 	const smaps = `7f0000000000-7f0000200000 r--s 00000000 00:01 7    /memfd:bootstrap (deleted)
 Size:               2048 kB
@@ -87,7 +98,12 @@ func TestParse(t *testing.T) {
 	if !o.mode("rows") || o.mode("density") || !o.rows.MatchString("LOOKUP QD16") || o.rows.MatchString("LOOKUP QD1") {
 		t.Errorf("options = %+v", o)
 	}
-	for _, bad := range [][]string{{"-layout", "x"}, {"-rows", "("}, {"-nothing"}} {
+	if o, err := parse(nil); err != nil || !o.mode("build") || o.mode("huge") {
+		t.Errorf("without flags: %+v, %v; want images made, but no huge one", o, err)
+	}
+	for _, bad := range [][]string{
+		{"-layout", "x"}, {"-rows", "("}, {"-nothing"}, {"-mode", "rows,biuld"}, {"-mode", ""}, {"-rounds", "0"}, {"-huge-entries", "0"},
+	} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("parse(%q) succeeded", bad)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // image is one tree in the forms in which the daemons take it.
@@ -18,56 +19,55 @@ type image struct {
 	blobs     string // folder of the image's blobs
 }
 
-// prepare returns the tree and its image, and makes what is not in the cache.
-func prepare(ctx context.Context, o *options) (*image, error) {
+// prepareTree returns the folder to serve and to make images of, and makes it if it is
+// not in the cache.
+func prepareTree(ctx context.Context, o *options) (string, error) {
+	if o.tree != "" {
+		return filepath.Abs(o.tree)
+	}
 	cache, err := filepath.Abs(o.cache)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	tree := o.tree
-	if tree == "" {
-		tree = filepath.Join(cache, "bookworm-python3")
-		if err := once(tree, func(tmp string) error { return bootstrapDebian(ctx, tmp) }); err != nil {
-			return nil, fmt.Errorf("make a tree: %w", err)
-		}
-	} else if tree, err = filepath.Abs(tree); err != nil {
-		return nil, err
+	tree := filepath.Join(cache, "bookworm-python3")
+	if err := once(tree, func(tmp string) error { return bootstrapDebian(ctx, tmp) }); err != nil {
+		return "", fmt.Errorf("make a tree: %w", err)
 	}
-	return prepareImage(ctx, o, cache, tree)
+	return tree, nil
 }
 
 // prepareImage makes the image with nydus-image, so that all readers are given what
 // the other project writes, or with our own program where that is missing. The two
-// are kept apart.
-func prepareImage(ctx context.Context, o *options, cache, tree string) (*image, error) {
-	if program := find(nydusImagePaths(o)); program != "" {
-		made := filepath.Join(cache, "image-"+filepath.Base(tree))
-		if err := once(made, func(tmp string) error { return makeImage(ctx, program, tree, tmp) }); err != nil {
-			return nil, fmt.Errorf("make an image: %w", err)
-		}
-		return &image{tree: tree, maker: "nydus-image", bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
-	}
-	program := find(ownPrograms(o))
-	if program == "" {
-		return nil, errors.New("neither nydus-image nor rafsd is there to make an image: make build, or make bench-peers")
-	}
-	build, err := hashFile(program)
+// are kept apart, in the cache.
+func prepareImage(ctx context.Context, o *options, tree string) (*image, error) {
+	cache, err := filepath.Abs(o.cache)
 	if err != nil {
 		return nil, err
 	}
-	// Another build may write another image; those of earlier ones are of no use.
-	ours := filepath.Join(cache, "image-"+filepath.Base(tree)+"-rafsd-")
-	made := fmt.Sprintf("%s%x", ours, build[:6])
-	if err := once(made, func(tmp string) error { return convertTree(ctx, program, tree, tmp) }); err != nil {
-		return nil, fmt.Errorf("make an image: %w", err)
-	}
-	if err := removeOthers(ours, made); err != nil {
+	builders, err := findBuilders(o)
+	if err != nil {
 		return nil, err
 	}
-	return &image{
-		tree: tree, maker: "rafsd convert", bootstrap: filepath.Join(made, "image.boot"),
-		blobs: filepath.Join(made, "rafs", "blobs", "sha256"),
-	}, nil
+	maker := builders[len(builders)-1]
+	made := filepath.Join(cache, "image-"+filepath.Base(tree))
+	earlier := made + "-rafsd-"
+	if maker.name == ownBuilder {
+		// Another build may write another image; those of earlier ones are of no use.
+		build, err := hashFile(maker.argv[0])
+		if err != nil {
+			return nil, err
+		}
+		made = fmt.Sprintf("%s%x", earlier, build[:6])
+	}
+	if err := once(made, func(tmp string) error { return makeImage(ctx, maker, tree, tmp) }); err != nil {
+		return nil, fmt.Errorf("make an image: %w", err)
+	}
+	if maker.name == ownBuilder {
+		if err := removeOthers(earlier, made); err != nil {
+			return nil, err
+		}
+	}
+	return &image{tree: tree, maker: maker.name, bootstrap: filepath.Join(made, "image.boot"), blobs: made}, nil
 }
 
 func nydusImagePaths(o *options) []string {
@@ -116,10 +116,10 @@ func bootstrapDebian(ctx context.Context, dir string) error {
 	return command(ctx, program, "--variant=minbase", "--include=python3,python3-requests", "--format=directory", "bookworm", dir)
 }
 
-// makeImage makes an image as nydus makes it.
-func makeImage(ctx context.Context, program, tree, dir string) error {
-	return command(ctx, program, "create", "--type", "dir-rafs", "--compressor", "zstd", "--log-level", "error",
+func makeImage(ctx context.Context, maker builder, tree, dir string) error {
+	args := append(slices.Clone(maker.argv[1:]), "create", "--type", "dir-rafs", "--compressor", "zstd", "--log-level", "error",
 		"--bootstrap", filepath.Join(dir, "image.boot"), "--blob-dir", dir, tree)
+	return command(ctx, maker.argv[0], args...)
 }
 
 func command(ctx context.Context, program string, args ...string) error {

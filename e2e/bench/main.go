@@ -1,11 +1,13 @@
-// Bench compares vhost-user-fs daemons with each other on one machine, in one run.
+// Bench compares vhost-user-fs daemons, and programs that make images, with each other
+// on one machine, in one run.
 //
 // It takes an image of a Debian-like tree, starts every daemon that it finds, this
 // project's and those of others, makes each read every byte of the tree and
 // compares what came with the tree, and then lets one neutral front-end put the
 // same load on all of them, in rounds, one after the other, since the machine is
 // noisy: what counts are the ratios within a round. It prints a table and, if
-// asked, JSON.
+// asked, JSON. Then it lets this project and nydus-image make images of the same tree,
+// and compares speed, memory and size.
 //
 // It is a program and not a Go benchmark because a row is a comparison of several
 // processes, which testing.B cannot express.
@@ -24,6 +26,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,9 +49,17 @@ type options struct {
 	json        string
 	keep        bool
 	guestMemory uint64
+	huge        hugeLayer
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == launchVerb {
+		if err := launch(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
@@ -66,14 +77,16 @@ func parse(args []string) (*options, error) {
 	for _, s := range servers {
 		o.programs[s.name] = fs.String(s.name, "", s.name+"'s program; searched for when empty, left out when \"none\"")
 	}
-	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image; searched for when empty; rafsd convert makes it when \"none\" or not found")
-	fs.StringVar(&o.modes, "mode", "rows,density", "what to do: rows, density (both after a check of the data), build, huge, separated by commas")
+	fs.StringVar(&o.nydusImage, "nydus-image", "", "program that makes the image and is compared with ours; searched for when empty; ours makes it when \"none\" or not found")
+	fs.StringVar(&o.modes, "mode", "rows,density,build", "what to do: rows, density (both after a check of the data), build, huge, separated by commas")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds of every row")
 	fs.DurationVar(&o.duration, "time", 500*time.Millisecond, "time of one row of one daemon in one round")
 	rows := fs.String("rows", "", "only the rows whose name matches this expression")
 	layout := fs.String("layout", "pages", "data pages of a read: pages (a descriptor each), scattered (and no two neighbours), folio (one descriptor)")
 	fs.BoolVar(&o.noEventIdx, "no-event-idx", false, "negotiate no EVENT_IDX")
 	fs.IntVar(&o.daemons, "daemons", 40, "daemons of the density mode")
+	fs.IntVar(&o.huge.entries, "huge-entries", hugeEntries, "entries of the layer of the huge mode")
+	fs.Int64Var(&o.huge.bytes, "huge-bytes", hugeBytes, "bytes of its files")
 	fs.StringVar(&o.json, "json", "", "write the report to this file, too")
 	fs.BoolVar(&o.keep, "keep", false, "keep sockets, caches and logs of the run")
 	if err := fs.Parse(args); err != nil {
@@ -85,6 +98,14 @@ func parse(args []string) (*options, error) {
 	}
 	layouts := map[string]vhostusertest.DataLayout{
 		"pages": vhostusertest.Pages, "scattered": vhostusertest.Scattered, "folio": vhostusertest.Folio,
+	}
+	for m := range strings.SplitSeq(o.modes, ",") {
+		if !slices.Contains(modes, m) {
+			return nil, fmt.Errorf("mode %q: want some of %s", m, strings.Join(modes, ", "))
+		}
+	}
+	if o.rounds < 1 || o.huge.entries < 1 || o.huge.bytes < 0 {
+		return nil, errors.New("want at least one round, and a layer with at least one entry")
 	}
 	var known bool
 	if o.layout, known = layouts[*layout]; !known {
@@ -110,18 +131,13 @@ func (o *options) mode(name string) bool {
 	return false
 }
 
+// modes are what -mode may name.
+var modes = []string{"rows", "density", "build", "huge"}
+
 func run(ctx context.Context, args []string) (err error) {
 	o, err := parse(args)
 	if err != nil {
 		return err
-	}
-	img, err := prepare(ctx, o)
-	if err != nil {
-		return err
-	}
-	found := findServers(o)
-	if len(found) == 0 {
-		return errors.New("no daemon found: name one, make build, or make bench-peers")
 	}
 	work, err := os.MkdirTemp("", "rafsd-bench-")
 	if err != nil {
@@ -134,19 +150,9 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 		err = errors.Join(err, os.RemoveAll(work))
 	}()
-	rep := newReport(o, img, found)
-	if err := serve(ctx, o, img, work, found, rep); err != nil {
+	rep := newReport(o)
+	if err := o.measure(ctx, work, rep); err != nil {
 		return err
-	}
-	if o.mode("build") {
-		if err := build(ctx, o, img, work, rep); err != nil {
-			return err
-		}
-	}
-	if o.mode("huge") {
-		if err := huge(ctx, o, work, rep); err != nil {
-			return err
-		}
 	}
 	rep.print(os.Stdout)
 	if o.json != "" {
@@ -155,11 +161,42 @@ func run(ctx context.Context, args []string) (err error) {
 	return nil
 }
 
-// serve compares the daemons.
-func serve(ctx context.Context, o *options, img *image, work string, found []server, rep *report) error {
-	if !o.mode("rows") && !o.mode("density") {
-		return nil
+// measure runs the modes that were asked for.
+func (o *options) measure(ctx context.Context, work string, rep *report) error {
+	if o.mode("rows") || o.mode("density") || o.mode("build") {
+		tree, err := prepareTree(ctx, o)
+		if err != nil {
+			return err
+		}
+		rep.Tree = tree
+		if o.mode("rows") || o.mode("density") {
+			if err := serve(ctx, o, tree, work, rep); err != nil {
+				return err
+			}
+		}
+		if o.mode("build") {
+			if err := build(ctx, o, tree, work, rep); err != nil {
+				return err
+			}
+		}
 	}
+	if o.mode("huge") {
+		return huge(ctx, o, work, rep)
+	}
+	return nil
+}
+
+// serve compares the daemons.
+func serve(ctx context.Context, o *options, tree, work string, rep *report) error {
+	img, err := prepareImage(ctx, o, tree)
+	if err != nil {
+		return err
+	}
+	found := findServers(o, rep)
+	if len(found) == 0 {
+		return errors.New("no daemon found: name one, make build, or make bench-peers")
+	}
+	rep.addServers(img, found)
 	if err := starts(ctx, img, work, found, rep); err != nil {
 		return err
 	}

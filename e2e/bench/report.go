@@ -17,18 +17,20 @@ type report struct {
 	Time     time.Time       `json:"time"`
 	CPUs     int             `json:"cpus"`
 	Busy     float64         `json:"load_average"` // of the last minute, before the run
-	Tree     string          `json:"tree"`
-	Maker    string          `json:"image_made_by"`
-	Entries  int             `json:"entries"`
+	Tree     string          `json:"tree,omitempty"`
+	Maker    string          `json:"image_made_by,omitempty"`
+	Entries  int             `json:"entries,omitempty"`
 	Rounds   int             `json:"rounds"`
 	Duration string          `json:"duration"`
 	Layout   int             `json:"layout"` // of vhostusertest.DataLayout
 	EventIdx bool            `json:"event_idx"`
-	Servers  []*serverReport `json:"servers"`
+	Servers  []*serverReport `json:"servers,omitempty"`
 	Rows     []rowReport     `json:"rows,omitempty"`
 	Density  []densityReport `json:"density,omitempty"`
 	Builds   []buildReport   `json:"builds,omitempty"`
 	Huge     []hugeReport    `json:"huge,omitempty"`
+	// Missing are the programs that were not found, each with what that means.
+	Missing []string `json:"missing,omitempty"`
 }
 
 type serverReport struct {
@@ -63,18 +65,31 @@ type cellReport struct {
 	ToNydusd float64   `json:"to_nydusd,omitempty"`
 }
 
-func newReport(o *options, img *image, found []server) *report {
+func newReport(o *options) *report {
 	r := &report{
-		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Tree: img.tree, Maker: img.maker, Rounds: o.rounds,
+		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Rounds: o.rounds,
 		Duration: o.duration.String(), Layout: int(o.layout), EventIdx: !o.noEventIdx,
 	}
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		_, _ = fmt.Sscan(string(b), &r.Busy)
 	}
+	return r
+}
+
+func (r *report) addServers(img *image, found []server) {
+	r.Maker = img.maker
 	for _, s := range found {
 		r.Servers = append(r.Servers, &serverReport{Name: s.name, Program: s.program, Peer: s.peer})
 	}
-	return r
+}
+
+// leaveOut notes that a program is not there, now and below the tables.
+func (r *report) leaveOut(name, so string) {
+	line := name + " was not found: " + so
+	if !slices.Contains(r.Missing, line) {
+		r.Missing = append(r.Missing, line)
+		fmt.Fprintln(os.Stderr, line)
+	}
 }
 
 func (r *report) server(name string) *serverReport {
@@ -134,18 +149,22 @@ func (r *report) writeJSON(name string) error {
 }
 
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%d entries, image made by %s; %d rounds of %s; %d CPUs shared with the load generator; medians\n",
-		r.Entries, r.Maker, r.Rounds, r.Duration, r.CPUs)
 	if r.Busy > float64(r.CPUs)/2 {
 		fmt.Fprintf(w, "the machine was busy before the run (load average %.1f): trust the ratios only, and not far\n", r.Busy)
 	}
-	fmt.Fprintln(w)
+	if len(r.Servers) > 0 {
+		fmt.Fprintf(w, "%d entries, image made by %s; %d rounds of %s; %d CPUs shared with the load generator; medians\n\n",
+			r.Entries, r.Maker, r.Rounds, r.Duration, r.CPUs)
+	}
 	r.printRows(w)
 	r.printMemory(w)
 	r.printDensity(w)
+	r.printAims(w)
 	r.printBuilds(w)
 	r.printHuge(w)
-	r.printAims(w)
+	if len(r.Missing) > 0 {
+		fmt.Fprintf(w, "\n%s\n(make bench-peers installs them)\n", strings.Join(r.Missing, "\n"))
+	}
 }
 
 func (r *report) printMemory(w io.Writer) {

@@ -67,7 +67,7 @@ var servers = []server{
 }
 
 // findServers returns those servers whose program is there.
-func findServers(o *options) []server {
+func findServers(o *options, rep *report) []server {
 	var out []server
 	for _, s := range servers {
 		paths := s.paths
@@ -75,7 +75,7 @@ func findServers(o *options) []server {
 			paths = []string{given}
 		}
 		if s.program = find(paths); s.program == "" {
-			fmt.Fprintf(os.Stderr, "%s is left out: not found\n", s.name)
+			rep.leaveOut(s.name, "it is no part of the comparison of daemons")
 			continue
 		}
 		out = append(out, s)
