@@ -220,7 +220,7 @@ func (a *authorizer) fail(step string, err error) error {
 		if kind == backend.ErrNotFound || kind == backend.ErrRange {
 			kind = backend.ErrDenied
 		}
-	} else if denied(err) || strings.Contains(err.Error(), "invalid realm") {
+	} else if httprange.Denied(err) || strings.Contains(err.Error(), "invalid realm") {
 		kind = backend.ErrDenied
 	}
 	return fmt.Errorf("%w: %s of %s: %w", kind, step, a.repo.RegistryStr(), httprange.RedactError(err))

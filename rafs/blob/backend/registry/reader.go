@@ -82,28 +82,12 @@ func (r *reader) do(parent context.Context, rng string, use func(*http.Response)
 	return r.fail(parent, ctx, r.once(ctx, nil, rng, use))
 }
 
-// fail words an error. The end of the caller's context is passed on as it is;
-// everything that nobody sorted is a failure of the source.
+// fail words an error. The end of the caller's context is passed on as it is.
 func (r *reader) fail(parent, ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case parent.Err() != nil:
-		return parent.Err()
+	if err = httprange.Sort(parent, ctx, err); err == nil || parent.Err() != nil {
+		return err
 	}
-	err = cause(ctx, err)
-	for _, kind := range [...]error{
-		backend.ErrNotFound, backend.ErrDenied, backend.ErrRange, backend.ErrClosed, backend.ErrUnavailable,
-	} {
-		if errors.Is(err, kind) {
-			return fmt.Errorf("blob %s: %w", r.id, err)
-		}
-	}
-	kind := backend.ErrUnavailable
-	if denied(err) {
-		kind = backend.ErrDenied
-	}
-	return fmt.Errorf("blob %s: %w: %w", r.id, kind, err)
+	return fmt.Errorf("blob %s: %w", r.id, err)
 }
 
 // once asks start, or the registry if that is nil, and follows redirects.
@@ -187,11 +171,11 @@ func (r *reader) send(ctx context.Context, at *url.URL, rng string, g *grant, ow
 	}
 	res, err := r.b.http.RoundTrip(req)
 	if err != nil {
-		err = cause(ctx, httprange.RedactError(err))
+		err = httprange.Cause(ctx, httprange.RedactError(err))
 		cancel(nil)
 		return nil, fmt.Errorf("GET %s: %w", httprange.Redact(at), err)
 	}
-	res.Body = r.b.opts.watch(ctx, cancel, res.Body)
+	res.Body = httprange.Watch(ctx, cancel, res.Body, r.b.opts.StallTimeout, r.b.opts.MinRate)
 	return res, nil
 }
 

@@ -9,7 +9,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/httprange"
 )
 
 // Options configure a Backend. Host and Repo are required, all else has a
@@ -123,7 +123,10 @@ func New(o Options) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry %s: %w", host, err)
 	}
-	transport, err := newTransport(o)
+	transport, err := httprange.NewTransport(httprange.TransportOptions{
+		CAFiles: o.CAFiles, SkipVerify: o.SkipVerify, ConnectTimeout: o.ConnectTimeout,
+		FirstByteTimeout: o.FirstByteTimeout, Connections: o.Connections, Dial: o.Dial,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("registry %s: %w", host, err)
 	}
@@ -201,12 +204,4 @@ func (b *Backend) begin(ctx context.Context) (context.Context, func(), error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(b.ctx, func() { cancel(backend.ErrClosed) })
 	return ctx, func() { stop(); cancel(nil); b.reads.Done() }, nil
-}
-
-// cause prefers the reason why a context ended over what the transport made of it.
-func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && err != nil && !errors.Is(err, c) {
-		return fmt.Errorf("%w (%v)", c, err)
-	}
-	return err
 }
