@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/cache"
 	"github.com/rafsd/rafsd/rafs/blob/codec/unit"
 )
@@ -14,9 +15,13 @@ type gathering struct {
 	// all are the flights that may be taken: first those that were asked for.
 	all   []candidate
 	asked int
-	units map[unit.Unit]*uint32 // the last chunk seen of each
-	lost  []*flight             // those whose chunks cannot be found
-	err   error                 // why the last of them cannot
+	// wanted has the numbers of the chunks that were asked for, and claimed how many
+	// bytes they are in each unit.
+	wanted  map[uint32]bool
+	claimed map[unit.Unit]int64
+	units   map[unit.Unit]*uint32 // the last chunk seen of each
+	lost    []*flight             // those whose chunks cannot be found
+	err     error                 // why the last of them cannot
 }
 
 type candidate struct {
@@ -33,7 +38,7 @@ type candidate struct {
 // anyway. What somebody else plans is left out. lost are own flights that the
 // table has no right place for.
 func (e *Engine) gather(t *table, own, fresh []*flight) (out, lost []*flight, err error) {
-	g := &gathering{e: e, t: t, units: map[unit.Unit]*uint32{}}
+	g := &gathering{e: e, t: t, units: map[unit.Unit]*uint32{}, wanted: map[uint32]bool{}, claimed: map[unit.Unit]int64{}}
 	for i, f := range append(own[:len(own):len(own)], fresh...) {
 		g.s = f.store
 		p, err := t.Find(&f.chunk)
@@ -45,6 +50,8 @@ func (e *Engine) gather(t *table, own, fresh []*flight) (out, lost []*flight, er
 			continue
 		}
 		g.all = append(g.all, candidate{f, p, i < len(own)})
+		g.wanted[f.chunk.Index] = true
+		g.claimed[p.Unit] += int64(f.chunk.UncompressedSize)
 	}
 	if g.s == nil {
 		return nil, nil, nil
@@ -69,19 +76,10 @@ func (g *gathering) unit(of candidate) {
 	if of.flight.foreign || !g.s.fills() && int(u.OutSize) > g.e.opts.Recent {
 		return
 	}
-	room := int64(u.OutSize)
-	for _, c := range g.all[:g.asked] {
-		if c.place.Unit == u {
-			room -= int64(c.flight.chunk.UncompressedSize)
-		}
-	}
-	asked := map[uint32]bool{}
-	for _, c := range g.all[:g.asked] {
-		asked[c.flight.chunk.Index] = true
-	}
+	room := int64(u.OutSize) - g.claimed[u]
 	g.t.Neighbours(&u, of.flight.chunk.Index, func(i uint32) bool {
 		last = max(last, i)
-		if asked[i] {
+		if g.wanted[i] {
 			return true
 		}
 		c, ok := g.missing(i)
@@ -96,17 +94,23 @@ func (g *gathering) unit(of candidate) {
 	})
 }
 
+// maxUnits bounds the units that one read takes along. What they decode to is no
+// more than one unit may be: a unit of few bytes can be as large as any.
+const maxUnits = 64
+
 // amplify adds the units that follow, as long as they are missing and cost little.
 func (g *gathering) amplify(first candidate) {
 	start, last := first.place.Unit, first.place.Unit
-	for {
+	out := int64(start.OutSize)
+	for range maxUnits {
 		end := last.Offset + uint64(last.Size)
 		c, ok := g.missing(*g.units[last] + 1)
 		if !ok {
 			return
 		}
 		u := c.place.Unit
-		if g.units[u] != nil || u.Offset < end || u.Offset > end+uint64(g.e.opts.Gap) ||
+		out += int64(u.OutSize)
+		if g.units[u] != nil || out > blob.MaxUnitSize || u.Offset < end || u.Offset > end+uint64(g.e.opts.Gap) ||
 			int64(u.Offset-start.Offset)+int64(u.Size) > int64(g.e.opts.Amplify) {
 			return
 		}

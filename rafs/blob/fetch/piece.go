@@ -26,18 +26,19 @@ type piece struct {
 // pieces cuts a batch into its pieces.
 func (b *batch) pieces() []*piece {
 	out := make([]*piece, 0, len(b.flights))
+	var units map[unit.Unit]*piece
 	for _, f := range b.flights {
 		p := &piece{start: f.start, size: f.size}
 		if f.place != nil {
 			p.unit = &f.place.Unit
-			i := len(out) - 1
-			for i >= 0 && (out[i].unit == nil || *out[i].unit != *p.unit) {
-				i--
-			}
-			if i >= 0 {
-				out[i].flights = append(out[i].flights, f)
+			if same := units[*p.unit]; same != nil {
+				same.flights = append(same.flights, f)
 				continue
 			}
+			if units == nil {
+				units = map[unit.Unit]*piece{}
+			}
+			units[*p.unit] = p
 		}
 		p.flights = []*flight{f}
 		out = append(out, p)
