@@ -138,10 +138,31 @@ func FuzzBlob(f *testing.F) {
 		if err := r.Err(); err != nil && !errors.As(err, &found) {
 			t.Errorf("got %v", err)
 		}
-		if bytes.Equal(data, whole) != (r.Err() == nil) && len(data) == len(whole) && len(patches) == patchSize {
-			t.Errorf("%d bytes that differ: got %v", len(data), r.Err())
+		if len(data) != len(whole) || len(patches) != patchSize {
+			return
+		}
+		if ok := r.Err() == nil; bytes.Equal(data, whole) && !ok || ok && !sameSections(data, whole) {
+			t.Errorf("%d bytes, equal: %t: got %v", len(data), bytes.Equal(data, whole), r.Err())
 		}
 	})
+}
+
+// sameSections tells whether one blob is another but for what nobody reads of a tar
+// header: with a checksum that fits, its owner or its time may be anything.
+func sameSections(a, b []byte) bool {
+	const magicAt, size = 257, 512
+	a, b = bytes.Clone(a), bytes.Clone(b)
+	for at := 0; ; {
+		i := bytes.Index(b[at:], []byte("ustar  \x00"))
+		if i < magicAt || at+i-magicAt+size > len(b) {
+			return bytes.Equal(a, b)
+		}
+		x, y := a[at+i-magicAt:][:size], b[at+i-magicAt:][:size]
+		copy(x[100:124], y[100:])
+		copy(x[136:156], y[136:])
+		copy(x[265:], y[265:])
+		at += i - magicAt + size
+	}
 }
 
 // A bootstrap that was taken out of its blob does not know the blob's id.
