@@ -121,9 +121,11 @@ type Host struct {
 	NoCheck bool
 	// Log gets warnings; none by default.
 	Log *slog.Logger
-	// Progress, if set, is told how much of the source Create has read, in bytes: of
-	// a file, or of the files in a folder, whose total is not known and 0. It is
-	// called by the goroutine that reads, about once in 1 MiB.
+	// Progress, if set, is told how much was done, in bytes. Create tells how much of
+	// the source it has read: of a file, or of the files in a folder, whose total is
+	// not known and 0. Merge and Dictionary tell of their bootstraps, Compact and
+	// Optimize of the chunks that are stored anew. It is called by the goroutine that
+	// reads, about once in 1 MiB, and by all but Create when all was read, too.
 	Progress func(done, total int64)
 }
 

@@ -80,6 +80,9 @@ func Compact(ctx context.Context, o CompactOptions) (*Result, error) {
 	if len(groups) == 0 {
 		return nil, nil
 	}
+	for c := range w.chunks(slices.Concat(groups...)) {
+		w.read.total += int64(c.UncompressedSize)
+	}
 	for _, g := range groups {
 		if err := w.move(w.chunks(g)); err != nil {
 			return nil, err

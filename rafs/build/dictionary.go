@@ -58,11 +58,13 @@ func Dictionary(ctx context.Context, o DictionaryOptions) (*Result, error) {
 		return nil, fmt.Errorf("dictionary: %w", err)
 	}
 	d := &dictionary{ctx: ctx, opts: &o, started: time.Now(), index: chunk.NewIndex(o.TempDir)}
+	read := o.gaugeFiles(o.Sources...)
 	defer d.close()
 	for i, path := range o.Sources {
 		if err := d.add(i, path); err != nil {
 			return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 		}
+		read.add(fileSize(path))
 	}
 	t, err := d.tree()
 	if err != nil {

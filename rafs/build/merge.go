@@ -83,7 +83,7 @@ func Merge(ctx context.Context, o MergeOptions) (*Result, error) {
 	if err := checkTarget(o.Bootstrap); err != nil {
 		return nil, fmt.Errorf("bootstrap: %w", err)
 	}
-	m := &merging{ctx: ctx, opts: &o, started: time.Now()}
+	m := &merging{ctx: ctx, opts: &o, started: time.Now(), read: o.gaugeFiles(append(o.Sources[:len(o.Sources):len(o.Sources)], o.Parent)...)}
 	defer m.close()
 	if err := m.open(); err != nil {
 		return nil, err
@@ -128,6 +128,7 @@ type merging struct {
 	known  rafs.Blobs
 	layers []*tree.Layer
 	boot   bootstrapFile
+	read   gauge // of parent and layers
 }
 
 func (m *merging) close() {
@@ -165,6 +166,7 @@ func (m *merging) open() error {
 		if err := m.add(im, tree.WhiteoutNone, nil); err != nil {
 			return fmt.Errorf("parent %s: %w", o.Parent, err)
 		}
+		m.read.add(fileSize(o.Parent))
 	}
 	for i, path := range o.Sources {
 		id := stem(path)
@@ -179,6 +181,7 @@ func (m *merging) open() error {
 		if err := m.add(im, o.Whiteouts, own.fix); err != nil {
 			return fmt.Errorf("bootstrap %s: %w", path, err)
 		}
+		m.read.add(fileSize(path))
 	}
 	return nil
 }

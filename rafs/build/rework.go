@@ -40,6 +40,7 @@ type rework struct {
 	refs  []chunk.Ref // the places
 	made  []*madeBlob
 	boot  bootstrapFile
+	read  gauge // of chunks, uncompressed
 }
 
 // madeBlob is a new blob.
@@ -54,7 +55,7 @@ func newRework(ctx context.Context, h *Host, path string, b backend.Backend) (*r
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}
-	w := &rework{ctx: ctx, host: h, im: im, moved: make([][]uint32, len(im.Blobs()))}
+	w := &rework{ctx: ctx, host: h, im: im, moved: make([][]uint32, len(im.Blobs())), read: gauge{tell: h.Progress}}
 	for _, b := range im.Blobs() {
 		if f := layout.Features(b.Features) & (layout.FeatureTarfs | layout.FeatureExternal); f != 0 {
 			w.close()
@@ -93,6 +94,7 @@ func (w *rework) close() {
 func (w *rework) move(chunks iter.Seq[blob.Chunk]) error {
 	var list []chunk.Ref
 	queued := make([][]bool, len(w.moved))
+	size := int64(0)
 	for c := range chunks {
 		ref := chunk.Ref{Blob: c.Blob.Index, Index: c.Index}
 		if queued[ref.Blob] == nil {
@@ -101,11 +103,13 @@ func (w *rework) move(chunks iter.Seq[blob.Chunk]) error {
 		if !queued[ref.Blob][ref.Index] && w.at(ref) == nil {
 			queued[ref.Blob][ref.Index] = true
 			list = append(list, ref)
+			size += int64(c.UncompressedSize)
 		}
 	}
 	if len(list) == 0 {
 		return nil
 	}
+	w.read.total = max(w.read.total, w.read.done+size)
 	return w.cut(list)
 }
 
@@ -186,6 +190,7 @@ func (w *rework) copy(cutter *chunk.Cutter, list []chunk.Ref) error {
 		if err != nil {
 			return fmt.Errorf("chunk %d of blob %s: %w", old.Index, c.Blob.ID, err)
 		}
+		w.read.add(int64(c.UncompressedSize))
 	}
 	return nil
 }
