@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,6 +83,8 @@ func TestResumeDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill := Options{Source: oci, Target: "oci:" + blocked + "/x", StateDir: state}
+	same := program
+	defer func() { program = same }()
 	for what, tc := range map[string]struct {
 		harm func(path string, size int64) error
 		o    Options
@@ -93,8 +97,10 @@ func TestResumeDamaged(t *testing.T) {
 		"gone":        {func(path string, _ int64) error { return os.Remove(path) }, Options{}, 0},
 		"other chunk": {func(string, int64) error { return nil }, Options{Format: Format{ChunkSize: 4096}}, 0},
 		"other kind":  {func(string, int64) error { return nil }, Options{Reference: true}, 0},
+		"other build": {func(string, int64) error { program = func() []string { return []string{"v0"} }; return nil }, Options{}, 0},
 	} {
 		for _, suffix := range []string{stateBlob, stateLayer} {
+			program = same
 			if _, err := Convert(t.Context(), fill); err == nil {
 				t.Fatal("a target below a file is written")
 			}
@@ -200,4 +206,69 @@ func noise(seed uint64, n int) []byte {
 		data[i] = byte(x >> 32)
 	}
 	return data
+}
+
+// Only what conversions have left is removed when it is old: the folder may be
+// one that the user has other things in.
+func TestExpireLeavesOtherFiles(t *testing.T) {
+	dir := t.TempDir()
+	key := strings.Repeat("0a", 32)
+	old := time.Now().Add(-2 * stateAge)
+	write := func(name string) {
+		path := filepath.Join(dir, StateLayers, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600), os.Chtimes(path, old, old)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mine := []string{key + stateBlob, key + stateLayer, unfinished + "123"}
+	others := []string{"thesis.txt", "base.layer", key, key + ".tar", strings.ToUpper(key) + stateBlob, "x" + key + stateBlob}
+	for _, name := range append(mine, others...) {
+		write(name)
+	}
+	if _, err := openState(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range mine {
+		if _, err := os.Stat(filepath.Join(dir, StateLayers, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: got %v, want it gone", name, err)
+		}
+	}
+	for _, name := range others {
+		if _, err := os.Stat(filepath.Join(dir, StateLayers, name)); err != nil {
+			t.Errorf("what is not ours: %v", err)
+		}
+	}
+}
+
+// Conversions of the same image that share a state folder do not disturb each
+// other.
+func TestSharedStateFolder(t *testing.T) {
+	o := Options{StateDir: t.TempDir()}
+	s, err := openState(o.StateDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &conversion{run: &run{opts: o, state: s}}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for n := range 200 {
+				f, err := c.blobFile()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				err = errors.Join(s.name(f, "same"), f.Close())
+				if err != nil {
+					t.Errorf("writer %d, file %d: %v", i, n, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	left, err := os.ReadDir(s.dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "same" {
+		t.Errorf("left %v, %v, want one file", left, err)
+	}
 }

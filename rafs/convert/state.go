@@ -3,6 +3,7 @@ package convert
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,7 +43,7 @@ const (
 	// StateLayers is the folder in Options.StateDir.
 	StateLayers = "layers"
 
-	stateBlob  = ".blob"
+	stateBlob  = ".blob" // behind a key, as stateLayer
 	stateLayer = ".layer"
 	unfinished = "unfinished-"
 	// stateAge is how long a layer is kept that nobody came back for.
@@ -69,6 +71,20 @@ func openState(dir string) (*state, error) {
 	return s, nil
 }
 
+// own tells whether a file of the folder is one that conversions write. The user
+// may have others there.
+func own(name string) bool {
+	if strings.HasPrefix(name, unfinished) {
+		return true
+	}
+	key, ok := strings.CutSuffix(name, stateBlob)
+	if !ok {
+		key, ok = strings.CutSuffix(name, stateLayer)
+	}
+	sum, err := hex.DecodeString(key)
+	return ok && err == nil && len(sum) == sha256.Size && key == strings.ToLower(key)
+}
+
 // expire removes what is old, and the temporary files of those who were killed.
 func (s *state) expire() {
 	entries, err := os.ReadDir(s.dir)
@@ -76,6 +92,9 @@ func (s *state) expire() {
 		return
 	}
 	for _, e := range entries {
+		if !own(e.Name()) {
+			continue
+		}
 		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > stateAge {
 			_ = os.Remove(filepath.Join(s.dir, e.Name()))
 		}
@@ -101,13 +120,29 @@ func (c *conversion) key(i int) (string, error) {
 		dict = hex.EncodeToString(super.SHA256[:])
 	}
 	raw, err := json.Marshal(map[string]any{
-		"state": stateFormat, "layer": src.desc.Digest, "diff": src.diffID, "number": c.number(i), "dict": dict,
+		"state": stateFormat, "program": program(), "layer": src.desc.Digest, "diff": src.diffID, "number": c.number(i), "dict": dict,
 		"version": f.Version, "chunk": f.ChunkSize, "batch": f.BatchSize, "packed": c.opts.packed(),
 		"compressor": f.Compressor.String(), "digester": f.Digester.String(), "reference": c.opts.Reference, "limits": c.opts.Limits,
 	})
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:]), err
 }
+
+// program tells builds of this program apart: another one may make other bytes of
+// the same layer.
+var program = sync.OnceValue(func() []string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return nil
+	}
+	parts := []string{info.Main.Version, info.Main.Sum, info.GoVersion}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" || s.Key == "vcs.modified" {
+			parts = append(parts, s.Value)
+		}
+	}
+	return parts
+})
 
 // blobFile opens the file that a layer's blob goes to. Where it can, it has no name
 // yet, but can be given one.
@@ -180,10 +215,14 @@ func (s *state) name(f *os.File, name string) error {
 	if strings.HasPrefix(filepath.Base(f.Name()), unfinished) {
 		return os.Rename(f.Name(), target)
 	}
-	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
+	temp := filepath.Join(s.dir, unfinished+rand.Text()) // a link replaces nothing, and others may be at it
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return err
 	}
-	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, target, unix.AT_SYMLINK_FOLLOW)
+	if err := os.Rename(temp, target); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return nil
 }
 
 // resume finds a layer that was done before; nil if there is none, or if what is
