@@ -17,19 +17,8 @@ const defaultData = 4 << 40
 
 // file adds a regular file. Of an inode with several names the contents are cut
 // once.
-func (w *walker) file(dir int, name string, e *tree.Entry, st *unix.Stat_t) error {
+func (w *walker) file(fd int, e *tree.Entry, st *unix.Stat_t) error {
 	e.Size = uint64(st.Size)
-	fd, err := retry(func() (int, error) {
-		// Not blocking: what was a file at the last look may be a fifo now.
-		return unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
-	})
-	if err != nil {
-		return fmt.Errorf("open: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unchanged(fd, st); err != nil {
-		return err
-	}
 	if _, err := w.xattrs(e, fdXattrs(fd)); err != nil {
 		return err
 	}

@@ -53,6 +53,13 @@ type Options struct {
 	// Unless it is the root, the folder hides what lower layers have there. First
 	// and Skip are about paths in the layer, too.
 	At string
+	// Name, if not empty, is the one entry of the folder that is read. At is its path
+	// in the layer, which ends in Name.
+	Name string
+	// Partial, if not nil, is called for each path of an upper folder of an overlay
+	// whose name or data lies in a lower one, and the path is passed over, with all
+	// below it. Without it, such a path is refused.
+	Partial func(path string)
 	// Skip, if not nil, tells of paths that are passed over, with all below them.
 	Skip func(path string) bool
 	// FirstDone is called, if not nil, when the files of First have been cut.
@@ -108,7 +115,13 @@ type walker struct {
 	links  map[inodeKey]*link
 	serial uint64
 	bytes  int64
+
+	buf  []byte // of listers
+	held int    // names of sub-folders that wait in all folders above
 }
+
+// maxHeld bounds held. A folder with more sub-folders is listed again for them.
+const maxHeld = 4096
 
 type inodeKey struct{ dev, ino uint64 }
 
@@ -152,7 +165,7 @@ func (w *walker) pattern(root, i int) error {
 	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	return w.name(fd, strings.Join(parts[:len(parts)-1], "/"), name, len(parts)-1)
+	return w.name(fd, strings.Join(parts[:len(parts)-1], "/"), listed{name, unix.DT_UNKNOWN}, len(parts)-1)
 }
 
 // covered tells whether a path lies below one of the first n of First.
@@ -166,6 +179,9 @@ func (w *walker) root(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
+	}
+	if w.opts.Name != "" {
+		return w.name(fd, path.Dir(w.opts.At), listed{w.opts.Name, unix.DT_UNKNOWN}, 0)
 	}
 	e := w.entry(w.opts.At, &st)
 	if w.opts.At == "" {
@@ -190,78 +206,133 @@ func (w *walker) folder(fd int, rel string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%q: more than %d folders deep", rel, maxDepth)
 	}
-	for _, folders := range []bool{false, true} {
-		l := lister{fd: fd, folders: folders}
-		for {
-			names, err := l.next()
-			if err != nil {
-				return fmt.Errorf("%q: list: %w", rel, err)
-			}
-			if len(names) == 0 {
-				break
-			}
-			for _, name := range names {
-				if err := w.name(fd, rel, name, depth); err != nil {
-					return err
-				}
-			}
+	if w.buf == nil {
+		w.buf = make([]byte, listSize)
+	}
+	l := lister{fd: fd, buf: w.buf, room: maxHeld - w.held}
+	if err := w.names(&l, rel, depth); err != nil {
+		return err
+	}
+	if l.overflow {
+		return w.names(&lister{fd: fd, buf: w.buf, folders: true}, rel, depth)
+	}
+	w.held += len(l.subs)
+	defer func() { w.held -= len(l.subs) }()
+	for _, sub := range l.subs {
+		if err := w.name(fd, rel, sub, depth); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// names adds what a lister yields.
+func (w *walker) names(l *lister, rel string, depth int) error {
+	for {
+		names, err := l.next()
+		if err != nil {
+			return fmt.Errorf("%q: list: %w", rel, err)
+		}
+		if len(names) == 0 {
+			return nil
+		}
+		for _, name := range names {
+			if err := w.name(l.fd, rel, name, depth); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // name adds one entry of the folder at dir.
-func (w *walker) name(dir int, rel, name string, depth int) error {
-	full := path.Join(rel, name)
+func (w *walker) name(dir int, rel string, n listed, depth int) error {
+	full := path.Join(rel, n.name)
 	if w.opts.Skip != nil && w.opts.Skip(full) {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if n.kind == unix.DT_REG { // which need not be opened in every case
+		st.Mode, st.Size = unix.S_IFREG, -1
+		if done, err := w.settle(dir, rel, n.name, full, &st); done || err != nil {
+			return err
+		}
+	}
+	fd, err := look(dir, n, &st)
+	if err != nil {
 		return fmt.Errorf("%q: %w", full, err)
 	}
+	if fd >= 0 {
+		defer unix.Close(fd)
+	}
 	mode := st.Mode & unix.S_IFMT
-	if !w.second && mode != unix.S_IFREG && mode != unix.S_IFDIR {
-		return nil // has no data
-	}
 	if mode == unix.S_IFDIR {
-		return w.subfolder(dir, full, name, depth)
+		return w.subfolder(fd, full, &st, depth)
 	}
-	if w.second && mode == unix.S_IFREG && w.covered(full, len(w.first)) {
-		return nil // the first pass has added it
-	}
-	if done, err := w.whiteout(dir, rel, name, &st); done || err != nil {
+	if done, err := w.settle(dir, rel, n.name, full, &st); done || err != nil {
 		return err
 	}
 	e := w.entry(full, &st)
-	var err error
 	switch mode {
 	case unix.S_IFREG:
-		err = w.file(dir, name, e, &st)
+		err = w.file(fd, e, &st)
 	case unix.S_IFLNK:
-		err = w.symlink(dir, name, e, &st)
+		err = w.symlink(dir, n.name, e, &st)
 	default:
-		err = w.other(dir, name, e, &st)
+		err = w.other(dir, n.name, e, &st)
 	}
-	if err != nil {
-		return fmt.Errorf("%q: %w", full, err)
-	}
-	return nil
+	return w.passOver(full, err)
 }
 
-func (w *walker) subfolder(dir int, full, name string, depth int) error {
-	fd, err := openFolder(dir, name)
-	if err != nil {
-		return fmt.Errorf("%q: %w", full, err)
+// settle deals with what this pass has no contents of, and tells whether that is
+// all. A size that is not known is -1.
+func (w *walker) settle(dir int, rel, name, full string, st *unix.Stat_t) (bool, error) {
+	file := st.Mode&unix.S_IFMT == unix.S_IFREG
+	switch {
+	case !w.second && !file: // has no data
+		return true, nil
+	case w.second && file && w.covered(full, len(w.first)): // the first pass has added it
+		return true, nil
 	}
-	defer unix.Close(fd)
-	if w.second {
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return fmt.Errorf("%q: %w", full, err)
+	return w.whiteout(dir, rel, name, st)
+}
+
+// look tells what a name is, and opens a file or a folder; of anything else fd is
+// -1.
+func look(dir int, n listed, st *unix.Stat_t) (fd int, err error) {
+	fd = -1
+	switch n.kind {
+	case unix.DT_REG:
+		fd, err = openFile(dir, n.name)
+	case unix.DT_DIR:
+		fd, err = openFolder(dir, n.name)
+	}
+	if fd < 0 || err != nil { // the listing does not tell, or no longer tells the truth
+		if err := unix.Fstatat(dir, n.name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return -1, err
 		}
-		if err := w.addFolder(fd, w.entry(full, &st)); err != nil {
-			return fmt.Errorf("%q: %w", full, err)
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			fd, err = openFile(dir, n.name)
+		case unix.S_IFDIR:
+			fd, err = openFolder(dir, n.name)
+		default:
+			return -1, nil
+		}
+		if err != nil {
+			return -1, fmt.Errorf("open: %w", err)
+		}
+	}
+	if err := unix.Fstat(fd, st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (w *walker) subfolder(fd int, full string, st *unix.Stat_t, depth int) error {
+	if w.second {
+		if err := w.addFolder(fd, w.entry(full, st)); err != nil {
+			return w.passOver(full, err)
 		}
 	}
 	return w.folder(fd, full, depth+1)
@@ -326,6 +397,13 @@ func (w *walker) other(dir int, name string, e *tree.Entry, st *unix.Stat_t) err
 func openFolder(dir int, name string) (int, error) {
 	return retry(func() (int, error) {
 		return unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	})
+}
+
+// openFile does not wait: what was a file at the last look may be a fifo now.
+func openFile(dir int, name string) (int, error) {
+	return retry(func() (int, error) {
+		return unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	})
 }
 

@@ -200,10 +200,60 @@ func TestManyNames(t *testing.T) {
 		if len(names) > batch {
 			t.Fatalf("%d names at a time, want at most %d", len(names), batch)
 		}
-		got = append(got, names...)
+		for _, n := range names {
+			got = append(got, n.name)
+		}
 	}
 	if len(got) != want || !slices.IsSorted(got) || len(slices.Compact(got)) != want {
 		t.Errorf("got %d names, sorted %t; want %d, each once", len(got), slices.IsSorted(got), want)
+	}
+}
+
+// A folder with more sub-folders than are kept is listed again for them.
+func TestManyFolders(t *testing.T) {
+	d := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(d, "many"), 0o755))
+	for i := range maxHeld {
+		must(t, os.Mkdir(filepath.Join(d, "many", fmt.Sprintf("%x", (i*7919)%maxHeld)), 0o755))
+	}
+	put(t, d, "many/file", "12")
+	put(t, d, "many/a/file", "123")
+	put(t, d, "few/a/file", "1")
+	var c contents
+	tr, err := read(t, d, &c, Options{})
+	must(t, err)
+	if want := 7 + maxHeld; tr.Len() != want || !slices.Equal(c.sizes, []int64{1, 2, 3}) {
+		t.Errorf("got %d names and files of %v bytes, want %d names and 1, 2, 3", tr.Len(), c.sizes, want)
+	}
+}
+
+// A listing may be old.
+func TestLook(t *testing.T) {
+	d := t.TempDir()
+	put(t, d, "file", "x")
+	must(t, os.Mkdir(filepath.Join(d, "folder"), 0o755))
+	must(t, os.Symlink("file", filepath.Join(d, "link")))
+	must(t, unix.Mkfifo(filepath.Join(d, "fifo"), 0o644))
+	dir, err := os.Open(d)
+	must(t, err)
+	defer dir.Close()
+	for name, want := range map[string]uint32{"file": unix.S_IFREG, "folder": unix.S_IFDIR, "link": unix.S_IFLNK, "fifo": unix.S_IFIFO} {
+		for _, kind := range []byte{unix.DT_UNKNOWN, unix.DT_REG, unix.DT_DIR, unix.DT_LNK, unix.DT_FIFO} {
+			var st unix.Stat_t
+			fd, err := look(int(dir.Fd()), listed{name, kind}, &st)
+			must(t, err)
+			if got := st.Mode & unix.S_IFMT; got != want {
+				t.Errorf("%s as kind %d: got mode %o, want %o", name, kind, got, want)
+			}
+			if fd >= 0 {
+				must(t, unix.Close(fd))
+			} else if want == unix.S_IFREG || want == unix.S_IFDIR {
+				t.Errorf("%s as kind %d: not open", name, kind)
+			}
+		}
+	}
+	if _, err := look(int(dir.Fd()), listed{"gone", unix.DT_REG}, &unix.Stat_t{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what is gone: got %v, want ErrNotExist", err)
 	}
 }
 

@@ -102,11 +102,27 @@ func (w *walker) addFolder(fd int, e *tree.Entry) error {
 	return w.builder.Add(&tree.Entry{Kind: tree.KindOpaque, Path: e.Path, Name: e.Path}, nil)
 }
 
+// errPartial means that an upper folder has a part of something only.
+var errPartial = fmt.Errorf("the rest of it lies in a lower folder of the overlay: %w", tree.ErrRefused)
+
+// passOver returns err, of an entry, unless it says that somebody else has the whole
+// of it and wants to know.
+func (w *walker) passOver(full string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case w.opts.Partial != nil && errors.Is(err, errPartial):
+		w.opts.Partial(full)
+		return nil
+	}
+	return fmt.Errorf("%q: %w", full, err)
+}
+
 // overlayXattrs takes the marks of overlayfs off an entry of its upper folder:
 // they describe that folder, and would describe the image wrongly when it is the
 // lower layer of another overlay.
 //
-// What has its name or its data in a lower folder only is refused.
+// What has its name or its data in a lower folder only is errPartial.
 func (w *walker) overlayXattrs(e *tree.Entry) (opaque bool, err error) {
 	if w.opts.Whiteouts != tree.WhiteoutOverlay {
 		return false, nil
@@ -117,7 +133,7 @@ func (w *walker) overlayXattrs(e *tree.Entry) (opaque bool, err error) {
 		case overlayOpaque:
 			opaque = opaque || x.Value == "y"
 		case overlayRedirect, overlayMetacopy:
-			return false, fmt.Errorf("xattr %q: the rest of it lies in a lower folder of the overlay: %w", x.Name, tree.ErrRefused)
+			return false, fmt.Errorf("xattr %q: %w", x.Name, errPartial)
 		}
 	}
 	e.Xattrs = slices.DeleteFunc(e.Xattrs, func(x tree.Xattr) bool {
