@@ -62,39 +62,38 @@ func (d *chunkData) own(r *layout.ChunkRecord) ([]byte, bool) {
 	if !d.o.bytes(d.in, r.CompressedOffset) {
 		return nil, false
 	}
-	src, ok := d.decrypt(d.in, r.CompressedOffset)
-	if !ok {
-		return nil, false
-	}
-	if r.Flags&layout.ChunkCompressed == 0 {
-		if len(src) != int(r.UncompressedSize) {
-			d.o.c.fail(r.CompressedOffset, d.o, "chunk %d has %d bytes, the bootstrap says %d", r.Index, len(src), r.UncompressedSize)
-			return nil, false
-		}
-		return src, true
-	}
 	d.out = room(d.out, int(r.UncompressedSize))
-	decode := func() error { return codec.Decode(d.compressor, d.out, src) }
-	if d.compressor == blob.CompressorGzip {
-		decode = func() error { return zran.DecodeMember(d.out, src) }
-	}
-	if err := decode(); err != nil {
+	err := d.decrypt(d.in, func(src []byte) error {
+		switch {
+		case r.Flags&layout.ChunkCompressed == 0:
+			return codec.Decode(blob.CompressorNone, d.out, src)
+		case d.compressor == blob.CompressorGzip:
+			return zran.DecodeMember(d.out, src)
+		}
+		return codec.Decode(d.compressor, d.out, src)
+	})
+	if err != nil {
 		d.o.c.fail(r.CompressedOffset, d.o, "chunk %d: %v", r.Index, err)
 		return nil, false
 	}
 	return d.out, true
 }
 
-func (d *chunkData) decrypt(src []byte, off uint64) ([]byte, bool) {
+// decrypt gives what src is without its encryption to decode: without its padding,
+// and with it where only that decodes.
+func (d *chunkData) decrypt(src []byte, decode func(plain []byte) error) error {
 	if d.key == nil {
-		return src, true
+		return decode(src)
 	}
-	out, err := d.key.Decrypt(src[:0], src)
+	plain, err := d.key.Decrypt(src[:0], src)
 	if err != nil {
-		d.o.c.fail(off, d.o, "%v", err)
-		return nil, false
+		return err
 	}
-	return xts.Trim(out), true
+	short := xts.Trim(plain)
+	if err = decode(short); err != nil && len(short) < len(plain) {
+		err = decode(plain)
+	}
+	return err
 }
 
 // shared cuts a chunk out of its unit. Chunks of a unit follow each other, so that
@@ -106,12 +105,9 @@ func (d *chunkData) shared(p *unit.Place, r *layout.ChunkRecord) ([]byte, bool) 
 		if !d.o.bytes(d.in, p.Unit.Offset) {
 			return nil, false
 		}
-		src, ok := d.decrypt(d.in, p.Unit.Offset)
-		if !ok {
-			return nil, false
-		}
 		d.out = room(d.out, int(p.Unit.OutSize))
-		if err := d.units.Decode(&p.Unit, d.out, src); err != nil {
+		err := d.decrypt(d.in, func(src []byte) error { return d.units.Decode(&p.Unit, d.out, src) })
+		if err != nil {
 			d.o.c.fail(p.Unit.Offset, d.o, "unit %d: %v", p.Unit.Number, err)
 			return nil, false
 		}

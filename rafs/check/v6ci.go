@@ -26,6 +26,8 @@ const (
 	// maxCIInMemory bounds chunk information that cannot be read as a stream.
 	maxCIInMemory = 512 << 20
 	maxZstdWindow = 8 << 20
+	// lz4Most is how many bytes a byte of lz4 decodes to at most.
+	lz4Most = 255
 )
 
 // plainCI is the chunk information of a blob, uncompressed, in a file that is
@@ -104,8 +106,11 @@ func (o *v6Object) unpackCI(w io.Writer) (int64, error) {
 		defer d.Close()
 		in = d
 	case blob.CompressorLZ4Block:
-		if e.CIUncompressedSize > maxCIInMemory {
+		switch {
+		case e.CIUncompressedSize > maxCIInMemory:
 			return 0, errTooLarge
+		case e.CIUncompressedSize/lz4Most > e.CICompressedSize:
+			return 0, fmt.Errorf("%d bytes are none of %d by lz4", e.CICompressedSize, e.CIUncompressedSize)
 		}
 		src, err := io.ReadAll(in)
 		if err != nil {
