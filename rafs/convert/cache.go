@@ -164,7 +164,7 @@ func (c *conversion) cached(ctx context.Context, i int) (*layer, error) {
 // openInline makes a layer of a blob that has its bootstrap inside; false if that
 // is none that the image can have.
 func (c *conversion) openInline(ctx context.Context, i int, l *layer, r io.ReaderAt, id string, size int64) (bool, error) {
-	im, err := image.OpenAt(r, size, image.Options{InlineBlobID: id})
+	im, err := image.OpenAt(r, size, image.Options{InlineBlobID: id, InFile: true, TempDir: c.opts.WorkDir})
 	if errors.Is(err, image.ErrNoBootstrap) || errors.Is(err, image.ErrCorrupt) || errors.Is(err, image.ErrUnsupported) {
 		return false, nil
 	}
@@ -182,7 +182,7 @@ func (c *conversion) openInline(ctx context.Context, i int, l *layer, r io.Reade
 		return false, fmt.Errorf("cached blob %s: %w", id, err)
 	}
 	l.tree, err = rafs.Read(ctx, im, rafs.Options{
-		TempDir: c.opts.WorkDir, Limits: c.opts.Limits, Whiteouts: tree.WhiteoutOCI, Ref: shifted(known.Ref, c.number(i)),
+		TempDir: c.opts.WorkDir, Limits: c.opts.Limits, Whiteouts: tree.WhiteoutOCI, Below: i > 0, Ref: shifted(known.Ref, c.number(i)),
 	})
 	if err != nil {
 		return false, fmt.Errorf("cached blob %s: %w", id, err)
@@ -223,14 +223,25 @@ func describeInline(info *rafs.Info, r io.ReaderAt, id string, size int64) error
 	return nil
 }
 
+// errLeans means that a layer is nothing without the ones below it: it has hard
+// links into them, or files in folders that it does not describe. No bootstrap can
+// say so, and the cache does not get the layer.
+var errLeans = errors.New("the layer needs lower ones")
+
 // inlineLayer writes the bootstrap of a layer into its blob, and makes the layer of
 // that, as another conversion will find it in the cache.
 func (c *conversion) inlineLayer(ctx context.Context, i int, l *layer) func(w io.Writer, info *write.BlobInfo) error {
 	return func(w io.Writer, info *write.BlobInfo) error {
+		if l.tree.Implied > 0 {
+			return errLeans
+		}
 		one, err := tree.Merge(ctx, c.opts.WorkDir, l.tree)
 		l.tree = nil // Merge has taken it over
+		if errors.Is(err, tree.ErrRefused) {
+			return errors.Join(errLeans, err)
+		}
 		if err != nil {
-			return fmt.Errorf("%w (a layer that needs lower ones cannot be cached: leave out the build cache)", err)
+			return err
 		}
 		defer one.Close()
 		infos := make([]*write.BlobInfo, c.number(i)+1)
@@ -245,8 +256,8 @@ func (c *conversion) inlineLayer(ctx context.Context, i int, l *layer) func(w io
 }
 
 // whiteouts is how layers are read: in a cache they keep their whiteouts as files.
-func (c *conversion) whiteouts() tree.Whiteouts {
-	if c.cache != nil {
+func whiteouts(inline bool) tree.Whiteouts {
+	if inline {
 		return tree.WhiteoutNone
 	}
 	return tree.WhiteoutOCI
@@ -301,7 +312,7 @@ func (c *conversion) storeCache(ctx context.Context) error {
 	seen := map[string]bool{}
 	for i, l := range c.layers {
 		source := c.source.layers[i].desc.Digest.String()
-		if l.info == nil || seen[source] {
+		if l.info == nil || l.inline == nil || seen[source] {
 			continue
 		}
 		seen[source] = true

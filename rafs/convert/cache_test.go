@@ -74,16 +74,37 @@ func checkRecords(t *testing.T, name string, n int) {
 	}
 }
 
-// A layer that is nothing without the ones below it cannot be in a cache.
-func TestCacheRefused(t *testing.T) {
-	dir := t.TempDir()
+// A layer that is nothing without the ones below it is in no cache, and the image
+// is what it is without one.
+func TestCacheLayersThatLean(t *testing.T) {
+	private := tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: 7}
+	root := private
+	root.Name = "./"
+	file := func(name, data string) entry { return entry{Header: tar.Header{Name: name}, data: data} }
+	dir, cached := t.TempDir(), "oci:"+t.TempDir()+"/cache"
 	newImage(t, "gzip",
-		tarOf(t, entry{Header: tar.Header{Name: "a"}, data: "a"}),
-		tarOf(t, entry{Header: tar.Header{Name: "b", Typeflag: tar.TypeLink, Linkname: "a"}})).layout(t, dir, "")
-	o := Options{Source: dir, Target: "oci:" + t.TempDir(), Cache: Cache{Name: "oci:" + t.TempDir() + "/cache"}}
-	if _, err := Convert(t.Context(), o); err == nil || !strings.Contains(err.Error(), "leave out the build cache") {
-		t.Errorf("a hard link into a lower layer: got %v, want what to do", err)
+		tarOf(t, entry{Header: root}, entry{Header: private}, file("a", "a"), dirEntry("w"), file("w/f", "f")),
+		tarOf(t, file("c", "c")),   // the root stays as it is
+		tarOf(t, file("d/x", "x")), // and so does d
+		tarOf(t, entry{Header: tar.Header{Name: "b", Typeflag: tar.TypeLink, Linkname: "a"}}, file("b2", "b")),
+		tarOf(t, dirEntry(".wh.w"), dirEntry(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", ""), file("e", "e")),
+	).layout(t, dir, "")
+	for _, want := range []int{0, 3} {
+		o := Options{Source: dir, Target: "oci:" + t.TempDir(), Cache: Cache{Name: cached}}
+		got, err := Convert(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resumed(got) != want {
+			t.Errorf("%d layers from the cache, want %d", resumed(got), want)
+		}
+		verified(t, dir, o.Target, verify.Options{})
+		checkRecords(t, cached, 3)
 	}
+}
+
+func TestCacheRefused(t *testing.T) {
+	o := Options{Source: t.TempDir(), Target: "oci:" + t.TempDir(), Cache: Cache{Name: "oci:" + t.TempDir() + "/cache"}}
 	o.Reference = true
 	if _, err := Convert(t.Context(), o); err == nil || !strings.Contains(err.Error(), "a build cache is for") {
 		t.Errorf("zran: got %v, want a refusal", err)

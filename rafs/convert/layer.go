@@ -128,8 +128,14 @@ func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	inline := c.cache != nil
 	for n := 1; l == nil; n++ {
-		if l, err = c.readLayer(ctx, i); err != nil && (n == attempts || !transient(ctx, err)) {
+		l, err = c.readLayer(ctx, i, inline)
+		if inline && errors.Is(err, errLeans) {
+			inline, n = false, n-1
+			continue
+		}
+		if err != nil && (n == attempts || !transient(ctx, err)) {
 			return nil, err
 		}
 	}
@@ -193,8 +199,9 @@ func (c *conversion) progress(i int, stage Stage, total int64) func(int) {
 	}
 }
 
-// readLayer reads a layer once, all the way, and writes its blob.
-func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
+// readLayer reads a layer once, all the way, and writes its blob, with the layer's
+// bootstrap inside if inline.
+func (c *conversion) readLayer(ctx context.Context, i int, inline bool) (*layer, error) {
 	src := &c.source.layers[i]
 	raw, err := store.Verified(ctx, c.src, src.desc)
 	if err != nil {
@@ -202,7 +209,7 @@ func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
 	}
 	defer raw.Close()
 	stored := &countReader{r: raw, passed: c.progress(i, StageRead, src.desc.Size)}
-	l, got, err := c.cut(ctx, i, stored)
+	l, got, err := c.cut(ctx, i, stored, inline)
 	if err == nil || transient(ctx, err) {
 		err = finish(stored, raw, err)
 	}
@@ -223,7 +230,7 @@ func (c *conversion) readLayer(ctx context.Context, i int) (*layer, error) {
 
 // cut makes a layer of a stream. The second result is the digest of what it
 // unpacks to, if that was computed.
-func (c *conversion) cut(ctx context.Context, i int, stored io.Reader) (*layer, string, error) {
+func (c *conversion) cut(ctx context.Context, i int, stored io.Reader, inline bool) (*layer, string, error) {
 	if c.opts.Reference {
 		l, err := c.indexLayer(ctx, i, stored)
 		return l, "", err
@@ -234,7 +241,7 @@ func (c *conversion) cut(ctx context.Context, i int, stored io.Reader) (*layer, 
 	}
 	defer plain.Close()
 	diff := sha256.New()
-	l, err := c.cutLayer(ctx, i, io.TeeReader(plain, diff))
+	l, err := c.cutLayer(ctx, i, io.TeeReader(plain, diff), inline)
 	return l, hex.EncodeToString(diff.Sum(nil)), err
 }
 
@@ -268,7 +275,7 @@ type countCloser struct {
 
 // cutLayer turns a tar stream into a tree and a blob. It reads the stream to its
 // end, beyond that of the archive.
-func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *layer, err error) {
+func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader, inline bool) (l *layer, err error) {
 	file, err := c.blobFile()
 	if err != nil {
 		return nil, err
@@ -284,7 +291,7 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	out := bufio.NewWriterSize(file, 128<<10)
 	blob, err := write.NewBlob(out, write.BlobOptions{
 		Format: o.format(), Version: o.Format.Version, TOC: o.Format.Version == 6, Packed: o.packed(), Batch: o.Format.BatchSize > 0,
-		InlineMeta: c.cache != nil,
+		InlineMeta: inline,
 	})
 	if err != nil {
 		return l, err
@@ -299,7 +306,7 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	buffered := bufio.NewReaderSize(tar, 128<<10)
 	var readErr, closeErr error
 	var batches []chunk.Batch
-	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: o.Limits, TempDir: o.WorkDir, Whiteouts: c.whiteouts()})
+	l.tree, readErr = tree.ReadTar(ctx, buffered, cutter, tree.ReadOptions{Limits: o.Limits, TempDir: o.WorkDir, Whiteouts: whiteouts(inline)})
 	l.table, batches, closeErr = cutter.Close()
 	err = readErr
 	if !errors.Is(readErr, closeErr) { // a failed write has often reached the reader
@@ -315,7 +322,7 @@ func (c *conversion) cutLayer(ctx context.Context, i int, tar io.Reader) (l *lay
 	if o.Format.BatchSize > 0 {
 		contents.Contexts = write.BatchContexts(batches)
 	}
-	if c.cache != nil {
+	if inline {
 		return l, c.finishInline(ctx, i, l, blob, contents, out)
 	}
 	if err = l.finish(blob, contents); err != nil {

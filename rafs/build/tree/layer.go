@@ -26,6 +26,9 @@ type Layer struct {
 	// DroppedXattrs counts xattrs in namespaces that EROFS and Linux do not have,
 	// which are left out as unpackers leave them out.
 	DroppedXattrs int
+	// Implied counts the folders, the root aside, that the layer has files in but
+	// no entry of. What they are like is the business of lower layers.
+	Implied int
 
 	tempDir string
 	memory  int

@@ -324,7 +324,7 @@ func (r *resolver) emit(h *here) error {
 	case h.opaque:
 		e = event{op: opDir, flags: flagImplicit, seq: h.marker.seq}
 		e.name = packName(opDir, r.path(), unpackName(opOpaque, r.path(), h.marker.name))
-		if err := r.count(&h.marker); err != nil {
+		if err := r.imply(r.path(), &h.marker); err != nil {
 			return err
 		}
 	default:
@@ -352,10 +352,10 @@ func (r *resolver) folders(e *event) error {
 			continue
 		}
 		l.emitted = true
-		if err := r.count(e); err != nil {
+		key := r.key[:l.key]
+		if err := r.imply(pathOf(key), e); err != nil {
 			return err
 		}
-		key := r.key[:l.key]
 		d := &event{op: opDir, flags: flagImplicit, seq: e.seq}
 		d.name = packName(opDir, pathOf(key), unpackName(e.op, r.path(), e.name))
 		if err := r.put(r.left, key, d); err != nil {
@@ -365,8 +365,11 @@ func (r *resolver) folders(e *event) error {
 	return nil
 }
 
-// count counts a folder that no entry describes.
-func (r *resolver) count(e *event) error {
+// imply counts a folder that no entry describes.
+func (r *resolver) imply(path string, e *event) error {
+	if path != "" {
+		r.layer.Implied++
+	}
 	r.nodes++
 	if r.nodes <= r.limit {
 		return nil

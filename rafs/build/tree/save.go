@@ -11,13 +11,13 @@ import (
 
 // savedLayer begins what Save writes. It changes whenever a record of a layer
 // changes, in event.go or here.
-const savedLayer = "rafsd layer 1\n"
+const savedLayer = "rafsd layer 2\n"
 
 // Save writes the layer, for LoadLayer of this version of the program. The layer
 // stays what it is.
 func (l *Layer) Save(w io.Writer) error {
 	head := []byte(savedLayer)
-	for _, n := range []int64{int64(l.Entries), l.Bytes, int64(l.DroppedXattrs)} {
+	for _, n := range []int64{int64(l.Entries), l.Bytes, int64(l.DroppedXattrs), int64(l.Implied)} {
 		head = binary.LittleEndian.AppendUint64(head, uint64(n))
 	}
 	if _, err := w.Write(head); err != nil {
@@ -42,7 +42,7 @@ func LoadLayer(r io.Reader, o BuilderOptions) (*Layer, error) {
 	if o.Memory == 0 {
 		o.Memory = defaultMemory
 	}
-	var head [len(savedLayer) + 3*8]byte
+	var head [len(savedLayer) + 4*8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
@@ -60,6 +60,7 @@ func (l *Layer) load(r io.Reader, counts []byte) error {
 	l.Entries = int(binary.LittleEndian.Uint64(counts))
 	l.Bytes = int64(binary.LittleEndian.Uint64(counts[8:]))
 	l.DroppedXattrs = int(binary.LittleEndian.Uint64(counts[16:]))
+	l.Implied = int(binary.LittleEndian.Uint64(counts[24:]))
 	for _, log := range []*spill.Log{l.xattrs, l.refs, l.links} {
 		if err := log.Load(r); err != nil {
 			return err

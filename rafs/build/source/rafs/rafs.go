@@ -28,6 +28,9 @@ type Options struct {
 	Limits tree.Limits
 	// Whiteouts say how the image writes down that a lower layer loses an entry.
 	Whiteouts tree.Whiteouts
+	// Below tells that there is something below the image: a root that nothing is
+	// said of (mode 0755, owner and time 0, no xattrs) leaves that as it is.
+	Below bool
 	// Ref finds the chunk of the build that a chunk of the image is.
 	Ref func(blobIndex, chunkIndex uint32) (chunk.Ref, error)
 }
@@ -82,7 +85,12 @@ func (w *walker) folder(dir string, node uint64) error {
 		if dir != "" {
 			full = dir + "/" + name
 		}
-		if inner = w.add(dir, full, d.Node); inner == nil && d.Type == modeDir {
+		inner = w.add(dir, full, d.Node)
+		switch {
+		case inner != nil || d.Type != modeDir:
+		case w.opts.Whiteouts == tree.WhiteoutOCI && strings.HasPrefix(name, whiteoutPrefix):
+			inner = w.whiteoutFolder(full, name, d.Node)
+		default:
 			inner = w.folder(full, d.Node)
 		}
 		return inner == nil
@@ -112,6 +120,10 @@ func (w *walker) add(dir, full string, node uint64) error {
 	kind := attr.Mode & modeMask
 	switch kind {
 	case modeDir:
+		implied := tree.Attr{Mode: modeDir | 0o755}
+		if w.opts.Below && full == "" && e.Attr == implied && len(e.Xattrs) == 0 {
+			return nil
+		}
 		return w.addFolder(e)
 	case modeSymlink:
 		target, err := w.im.Readlink(node)

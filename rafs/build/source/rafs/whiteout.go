@@ -30,7 +30,7 @@ func (w *walker) whiteout(dir, full string, a *image.Attr) (bool, error) {
 		name := full[strings.LastIndexByte(full, '/')+1:]
 		gone, ok := strings.CutPrefix(name, whiteoutPrefix)
 		switch {
-		case !ok || a.Mode&modeMask == modeDir:
+		case !ok:
 			return false, nil
 		case name == opaqueName:
 			return true, w.builder.Add(&tree.Entry{Kind: tree.KindOpaque, Path: dir, Name: full}, nil)
@@ -47,6 +47,25 @@ func (w *walker) whiteout(dir, full string, a *image.Attr) (bool, error) {
 		return true, w.builder.Add(&tree.Entry{Kind: tree.KindWhiteout, Path: full, Name: full}, nil)
 	}
 	return false, nil
+}
+
+// whiteoutFolder refuses what is in a folder that is a whiteout, as in a tar. With
+// a folder of aufs all that is beneath it is passed over.
+func (w *walker) whiteoutFolder(full, name string, node uint64) error {
+	if strings.HasPrefix(name, aufsPrefix) && name != opaqueName {
+		return nil
+	}
+	var inside string
+	err := w.im.ReadDir(node, 0, func(d image.Dirent) bool {
+		if child := string(d.Name); child != "." && child != ".." {
+			inside = child
+		}
+		return inside == ""
+	})
+	if err == nil && inside != "" {
+		err = &tree.EntryError{Name: full + "/" + inside, Reason: fmt.Sprintf("whiteout %q used as a folder", name)}
+	}
+	return err
 }
 
 // addFolder adds a folder, and whether it hides what lower layers have in it.
