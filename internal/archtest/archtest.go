@@ -28,9 +28,11 @@ var Peers = map[string][]string{
 	"rafs/build/write":      {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree"},
 	"rafs/build/source/...": {"rafs/build/spill", "rafs/build/chunk", "rafs/build/tree", "rafs/build/write"},
 	"rafs/build":            {"rafs/export"},
+	// What is taken out of a blob to be checked may be large.
+	"rafs/check":            {"rafs/build/spill"},
 	"rafs/artifact/store":   {"rafs/artifact"},
 	"rafs/convert/...":      {"rafs/build", "rafs/export", "rafs/convert"},
-	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange"},
+	"rafs/blob/backend/...": {"rafs/blob/backend", "rafs/blob/backend/httprange", "rafs/blob/backend/object"},
 	// A unit is decoded as a chunk is, or inflated.
 	"rafs/blob/codec/unit": {"rafs/blob/codec", "rafs/blob/codec/zran"},
 	// The host's side of a test drives what runs in the guest.
@@ -62,7 +64,7 @@ var Apart = []string{"guest/...", "rafs/rafstest/conform"}
 var OnlyIn = map[string][]string{
 	"unsafe": {"vhostuser/guestmem"},
 	"net/http": {
-		"rafs/blob/backend/...", "rafs/artifact/...", "rafs/convert", "daemon/api/...", "daemon/metrics",
+		"rafs/blob/backend/...", "rafs/artifact/...", "rafs/convert", "rafs/convert/containerd", "daemon/api/...", "daemon/metrics",
 		"e2e/...", "cmd/...", "shim-integration",
 	},
 	"reflect":                           {"daemon/config", "internal/..."},
