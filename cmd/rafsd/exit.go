@@ -16,6 +16,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/convert/containerd"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
@@ -97,6 +98,10 @@ func hint(cmd *cobra.Command, err error) string {
 	switch {
 	case errors.As(err, new(*usageError)):
 		return fmt.Sprintf("Try '%s --help'.", cmd.CommandPath())
+	case errors.As(err, new(*containerd.UnreachableError)):
+		return "Start containerd, or say where it listens with --containerd-address; without it, --upper FOLDER does."
+	case cmd.Name() == "commit" && (errors.Is(err, artifact.ErrNotRAFS) || code == 404):
+		return "Changes go on top of a RAFS image: make one of it with 'rafsd convert', and name that as SRC."
 	case code == 401 || code == 403 || errors.Is(err, backend.ErrDenied):
 		return "The registry refused the credentials: log in with 'docker login', or set IMAGE_PULL_AUTH."
 	case code == 404 || errors.Is(err, backend.ErrNotFound):

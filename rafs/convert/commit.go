@@ -3,14 +3,12 @@ package convert
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -38,8 +36,13 @@ type CommitOptions struct {
 	// Mounts are folders that the container has at other places than in the overlay,
 	// which become part of the image, too.
 	Mounts []Mount
-	// Without are absolute paths of the container that are left out of Upper.
+	// Without are absolute paths of the container that are left out of both.
 	Without []string
+	// Container, if not nil, is the one that writes to Upper.
+	Container Container
+	// Paths are absolute paths of Container, which are taken as it sees them, as
+	// Mounts are.
+	Paths []string
 	// MaxTimes is how often an image may have been committed to; 400 by default.
 	MaxTimes int
 	Limits   tree.Limits
@@ -49,7 +52,24 @@ type CommitOptions struct {
 }
 
 // Mount is a folder and its absolute path in the container.
-type Mount struct{ Path, Dir string }
+type Mount struct {
+	Path, Dir string
+	// Name, if not empty, is the one thing in the folder that is meant, and Path is
+	// the path of that.
+	Name string
+}
+
+// Container is a container while Commit reads what it has written.
+type Container interface {
+	// Pause is called before the first folder is read.
+	Pause(ctx context.Context) error
+	// Resume is called when the last one has been read, or could not be, and also
+	// when Pause has failed; it does not depend on the context of Commit.
+	Resume() error
+	// Mount returns what the container has at an absolute path, whatever it comes
+	// from. It is valid until Resume.
+	Mount(path string) (Mount, error)
+}
 
 // Committed describes what Commit made.
 type Committed struct {
@@ -64,8 +84,8 @@ type Committed struct {
 }
 
 // Commit makes an image of another one and of what a container has changed. The
-// container should not run meanwhile: a file that changes while it is read is an
-// error.
+// container should not run while its folders are read: a file that changes meanwhile
+// is an error. If there is a Container, it is paused for just that time.
 func Commit(ctx context.Context, o CommitOptions) (*Committed, error) {
 	c := &commit{o: o, opts: Options{WorkDir: o.WorkDir, Workers: o.Workers, Limits: o.Limits}}
 	defer c.close()
@@ -103,7 +123,8 @@ type commit struct {
 	im       *image.Image
 	blobs    rafs.Blobs
 	base     *tree.Layer
-	layers   []*layer // Mounts, then Upper
+	layers   []*layer // Mounts, Paths, Upper, then what that has in part
+	partial  []string // paths of which Upper has a part only
 	result   Committed
 }
 
@@ -218,7 +239,7 @@ func (c *commit) openBootstrap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.im, err = image.OpenAt(c.file, size, image.Options{}); err != nil {
+	if c.im, err = image.OpenAt(c.file, size, image.Options{InFile: true, TempDir: c.o.WorkDir}); err != nil {
 		return err
 	}
 	known, err := c.blobs.Add(c.im, nil)
@@ -230,29 +251,72 @@ func (c *commit) openBootstrap(ctx context.Context) error {
 }
 
 // read makes layers of the folders.
-func (c *commit) read(ctx context.Context) error {
-	pool := chunk.NewPool(c.opts.Workers, 1, int(c.opts.Format.ChunkSize))
-	for _, m := range c.o.Mounts {
-		at := strings.Trim(path.Clean("/"+m.Path), "/")
-		if at == "" {
-			return fmt.Errorf("mount %q: want a path below the root", m.Path)
+func (c *commit) read(ctx context.Context) (err error) {
+	container := c.o.Container
+	if container != nil {
+		defer func() { err = errors.Join(err, container.Resume()) }()
+		if err := container.Pause(ctx); err != nil {
+			return err
 		}
-		o := folder.Options{At: at, Whiteouts: tree.WhiteoutNone}
-		if err := c.readFolder(ctx, pool, m.Dir, o); err != nil {
-			return fmt.Errorf("mount %s: %w", m.Path, err)
+	}
+	pool := chunk.NewPool(c.opts.Workers, 1, int(c.opts.Format.ChunkSize))
+	mounts := slices.Clone(c.o.Mounts)
+	for _, p := range c.o.Paths {
+		m, err := container.Mount(p)
+		if err != nil {
+			return err
+		}
+		mounts = append(mounts, m)
+	}
+	without := passedOver(c.o.Without)
+	for _, m := range mounts {
+		if err := c.readMount(ctx, pool, m, without); err != nil {
+			return err
 		}
 	}
 	// What is mounted in the container hides what the overlay has there.
-	skip := slices.Clone(c.o.Without)
-	for _, m := range c.o.Mounts {
-		skip = append(skip, m.Path)
+	hidden := slices.Clone(c.o.Without)
+	for _, m := range mounts {
+		hidden = append(hidden, m.Path)
 	}
-	for i := range skip {
-		skip[i] = strings.Trim(path.Clean("/"+skip[i]), "/")
+	o := folder.Options{Whiteouts: tree.WhiteoutOverlay, Skip: passedOver(hidden)}
+	if container != nil {
+		o.Partial = func(p string) { c.partial = append(c.partial, p) }
 	}
-	o := folder.Options{Whiteouts: tree.WhiteoutOverlay, Skip: func(p string) bool { return slices.Contains(skip, p) }}
 	if err := c.readFolder(ctx, pool, c.o.Upper, o); err != nil {
 		return fmt.Errorf("upper folder: %w", err)
+	}
+	// The container alone sees these as they are.
+	for _, p := range c.partial {
+		m, err := container.Mount("/" + p)
+		if err != nil {
+			return fmt.Errorf("upper folder: the rest of %q lies in a lower one: %w", p, err)
+		}
+		if err := c.readMount(ctx, pool, m, passedOver(hidden)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// passedOver tells of absolute paths, as they are in a layer.
+func passedOver(paths []string) func(string) bool {
+	inLayer := make([]string, len(paths))
+	for i, p := range paths {
+		inLayer[i] = strings.Trim(path.Clean("/"+p), "/")
+	}
+	return func(p string) bool { return slices.Contains(inLayer, p) }
+}
+
+// readMount makes a layer of what hides what is below it.
+func (c *commit) readMount(ctx context.Context, pool *chunk.Pool, m Mount, skip func(string) bool) error {
+	at := strings.Trim(path.Clean("/"+m.Path), "/")
+	if at == "" {
+		return fmt.Errorf("mount %q: want a path below the root", m.Path)
+	}
+	o := folder.Options{At: at, Name: m.Name, Whiteouts: tree.WhiteoutNone, Skip: skip}
+	if err := c.readFolder(ctx, pool, m.Dir, o); err != nil {
+		return fmt.Errorf("mount %s: %w", m.Path, err)
 	}
 	return nil
 }
@@ -356,80 +420,6 @@ func (c *commit) addBlob(i *rafsImage, info *write.BlobInfo) error {
 		return nil
 	}
 	return fmt.Errorf("blob %s: the manifest does not list it", info.ID)
-}
-
-// documents makes configuration and manifest: those of the image, with the layers
-// that there are now.
-func (c *commit) documents(i *rafsImage) error {
-	var config map[string]json.RawMessage
-	if err := json.Unmarshal(c.config, &config); err != nil {
-		return fmt.Errorf("config: %w", err)
-	}
-	m := *c.manifest
-	m.Layers, m.Subject = nil, nil
-	rootFS := v1.RootFS{Type: "layers"}
-	commits := c.committed()
-	for _, b := range i.blobs {
-		d := b.desc
-		d.Annotations = map[string]string{artifact.AnnotationBlob: "true"}
-		m.Layers, rootFS.DiffIDs = append(m.Layers, d), append(rootFS.DiffIDs, d.Digest)
-		if b.layer >= 0 {
-			commits = append(commits, d.Digest.String())
-		}
-	}
-	boot := i.bootstrap.desc
-	boot.Annotations = map[string]string{
-		artifact.AnnotationBootstrap: "true", artifact.AnnotationFSVersion: strconv.Itoa(c.opts.Format.Version),
-	}
-	if len(commits) > 0 {
-		boot.Annotations[artifact.AnnotationCommit] = strings.Join(commits, ",")
-	}
-	m.Layers, rootFS.DiffIDs = append(m.Layers, boot), append(rootFS.DiffIDs, i.diffID)
-	var err error
-	if config["rootfs"], err = json.Marshal(rootFS); err != nil {
-		return err
-	}
-	if err := fitHistory(config, len(m.Layers)); err != nil {
-		return fmt.Errorf("config: %w", err)
-	}
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return err
-	}
-	i.config = memoryPiece(raw, c.manifest.Config.MediaType)
-	m.Config = i.config.desc
-	if raw, err = json.Marshal(m); err != nil {
-		return err
-	}
-	i.doc = store.NewDocument(m.MediaType, raw)
-	return nil
-}
-
-// fitHistory gives a history that there is an item for each layer.
-func fitHistory(config map[string]json.RawMessage, layers int) error {
-	if config["history"] == nil {
-		return nil
-	}
-	var history []v1.History
-	if err := json.Unmarshal(config["history"], &history); err != nil {
-		return err
-	}
-	full := 0
-	for i := range history {
-		switch {
-		case history[i].EmptyLayer:
-		case full == layers:
-			history[i].EmptyLayer = true
-		default:
-			full++
-		}
-	}
-	for ; full < layers; full++ {
-		history = append(history, v1.History{CreatedBy: "rafsd commit", Comment: "changes of a container"})
-	}
-	var err error
-	config["history"], err = json.Marshal(history)
-	return err
 }
 
 // push stores the image, its name last.

@@ -107,7 +107,7 @@ func TestCommit(t *testing.T) {
 		if _, err := Convert(t.Context(), Options{Source: oci, Target: rafs, Format: Format{Version: version}}); err != nil {
 			t.Fatal(err)
 		}
-		o := CommitOptions{Upper: upper, Without: []string{"/left-out"}, Mounts: []Mount{{"/mnt", mount}}}
+		o := CommitOptions{Upper: upper, Without: []string{"/left-out"}, Mounts: []Mount{{Path: "/mnt", Dir: mount}}}
 		r, err := commitTo(t, rafs, got, o)
 		if err != nil {
 			t.Fatal(err)
@@ -142,7 +142,7 @@ func TestCommitRefused(t *testing.T) {
 		{rafs, "upper folder", CommitOptions{Upper: "/nowhere"}},
 		{oci, "not a RAFS image", CommitOptions{Upper: t.TempDir()}},
 		{zran, "without --oci-ref", CommitOptions{Upper: t.TempDir()}},
-		{rafs, "below the root", CommitOptions{Upper: t.TempDir(), Mounts: []Mount{{"/", t.TempDir()}}}},
+		{rafs, "below the root", CommitOptions{Upper: t.TempDir(), Mounts: []Mount{{Path: "/", Dir: t.TempDir()}}}},
 	} {
 		if _, err := commitTo(t, tc.image, "oci:"+t.TempDir(), tc.o); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, want %q", tc.image, err, tc.want)

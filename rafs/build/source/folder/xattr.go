@@ -52,6 +52,9 @@ func (w *walker) xattrs(e *tree.Entry, a attrs) (opaque bool, err error) {
 	if n, err = a.list(buf); err != nil {
 		return false, fmt.Errorf("list xattrs: %w", err)
 	}
+	if n == 0 { // overlayfs counts those that it does not list
+		return false, nil
+	}
 	names := bytes.Split(bytes.TrimSuffix(buf[:n], []byte{0}), []byte{0})
 	for _, raw := range names {
 		name := string(raw)
