@@ -27,7 +27,7 @@ func ReadLayer(layer io.Reader, each func(name string, size int64, r io.Reader) 
 	}
 	h := sha256.New()
 	limited := &io.LimitedReader{R: io.TeeReader(plain, h), N: maxLayer}
-	files := tar.NewReader(limited)
+	files, left := tar.NewReader(limited), allowance(maxLayer)
 	for n := 0; ; n++ {
 		hdr, err := files.Next()
 		switch {
@@ -44,6 +44,8 @@ func ReadLayer(layer io.Reader, each func(name string, size int64, r io.Reader) 
 			return diffID, fmt.Errorf("more than %d entries", maxLayerFiles)
 		case hdr.Typeflag != tar.TypeReg:
 			continue
+		case !left.take(hdr.Size):
+			return diffID, fmt.Errorf("unpacks to more than %d bytes", int64(maxLayer))
 		}
 		if err := each(path.Clean(hdr.Name), hdr.Size, files); err != nil {
 			return diffID, fmt.Errorf("%s: %w", path.Clean(hdr.Name), err)

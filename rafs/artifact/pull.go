@@ -164,6 +164,18 @@ func (a *Artifact) fetchBootstrap(ctx context.Context, layer v1.Descriptor, o Op
 // chunk information of its blobs.
 const maxLayer = 2 * MaxBootstrap
 
+// allowance is how many bytes the files of a layer may still have. What they take of
+// the layer does not bound them: those that are sparse may say any size.
+type allowance int64
+
+func (a *allowance) take(size int64) bool {
+	if size < 0 || size > int64(*a) {
+		return false
+	}
+	*a -= allowance(size)
+	return true
+}
+
 // ExtractBootstrap writes the bootstrap in a bootstrap layer, a tar that may be
 // compressed by gzip, to w.
 func ExtractBootstrap(w io.Writer, layer io.Reader) error {
@@ -178,7 +190,7 @@ func extract(w io.Writer, layer io.Reader, other func(name string, r io.Reader))
 		return err
 	}
 	limited := &io.LimitedReader{R: plain, N: maxLayer}
-	files, found := tar.NewReader(limited), false
+	files, found, left := tar.NewReader(limited), false, allowance(maxLayer)
 	for {
 		hdr, err := files.Next()
 		switch {
@@ -192,6 +204,8 @@ func extract(w io.Writer, layer io.Reader, other func(name string, r io.Reader))
 			return err
 		case hdr.Typeflag != tar.TypeReg:
 			continue
+		case !left.take(hdr.Size):
+			return fmt.Errorf("unpacks to more than %d bytes", int64(maxLayer))
 		case path.Clean(hdr.Name) != BootstrapFile:
 			other(path.Clean(hdr.Name), files)
 			continue
