@@ -93,7 +93,7 @@ func Compact(ctx context.Context, o CompactOptions) (*Result, error) {
 
 // learn makes a dictionary's chunks known. It must stay open.
 func (w *rework) learn(path string) (*image.Image, error) {
-	im, err := image.Open(path, image.Options{InlineBlobID: stem(path)})
+	im, err := image.Open(path, image.Options{InlineBlobID: stem(path), InFile: true, TempDir: w.host.TempDir})
 	if err != nil {
 		return nil, fmt.Errorf("chunk dictionary %s: %w", path, err)
 	}

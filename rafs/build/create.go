@@ -134,7 +134,7 @@ func (c *creation) open() error {
 
 // openImage opens a bootstrap that the new image must be consistent with.
 func (c *creation) openImage(what, path string) (*image.Image, error) {
-	im, err := image.Open(path, image.Options{InlineBlobID: stem(path)})
+	im, err := image.Open(path, image.Options{InlineBlobID: stem(path), InFile: true, TempDir: c.opts.TempDir})
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, path, err)
 	}

@@ -107,7 +107,7 @@ func (d *dictionary) add(i int, path string) error {
 	if i >= math.MaxUint16 {
 		return fmt.Errorf("more than %d images", math.MaxUint16)
 	}
-	im, err := image.Open(path, image.Options{InlineBlobID: stem(path)})
+	im, err := image.Open(path, image.Options{InlineBlobID: stem(path), InFile: true, TempDir: d.opts.TempDir})
 	if err != nil {
 		return err
 	}

@@ -188,7 +188,7 @@ func (m *merging) open() error {
 
 // image opens a bootstrap and compares it with the first one.
 func (m *merging) image(what, path, id string) (*image.Image, error) {
-	im, err := image.Open(path, image.Options{InlineBlobID: id})
+	im, err := image.Open(path, image.Options{InlineBlobID: id, InFile: true, TempDir: m.opts.TempDir})
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, path, err)
 	}

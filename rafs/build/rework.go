@@ -51,7 +51,7 @@ type madeBlob struct {
 }
 
 func newRework(ctx context.Context, h *Host, path string, b backend.Backend) (*rework, error) {
-	im, err := image.Open(path, image.Options{InlineBlobID: stem(path)})
+	im, err := image.Open(path, image.Options{InlineBlobID: stem(path), InFile: true, TempDir: h.TempDir})
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}

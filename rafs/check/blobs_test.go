@@ -178,12 +178,13 @@ func TestInlineBlobID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	boot, err := image.FindBootstrap(f, st.Size())
+	var boot bytes.Buffer
+	err = image.ExtractBootstrap(&boot, f, st.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for want, id := range map[string]string{"": id, "cannot be opened": ""} {
-		r, err := Reader(context.Background(), bytes.NewReader(boot), int64(len(boot)), Options{Blobs: dir, Data: true, InlineBlobID: id})
+		r, err := Reader(context.Background(), bytes.NewReader(boot.Bytes()), int64(boot.Len()), Options{Blobs: dir, Data: true, InlineBlobID: id})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,15 +12,16 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/build/spill"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v5"
@@ -44,6 +45,9 @@ type Options struct {
 	// Data asks for all data as well: every chunk is decoded and its digest
 	// compared. It needs Blobs.
 	Data bool
+	// TempDir takes the bootstrap of a blob while it is checked; os.TempDir by
+	// default.
+	TempDir string
 }
 
 // Violation is one rule that an image breaks.
@@ -213,15 +217,42 @@ func (c *checker) endsAsBlob() bool {
 // inlined looks for a bootstrap inside a blob. Offsets are then those in the
 // bootstrap.
 func (c *checker) inlined() bool {
-	data, err := image.FindBootstrap(c.src.r, int64(c.src.size))
-	if err != nil || c.inside {
+	if c.inside {
+		return false
+	}
+	log := spill.NewLog(c.opts.TempDir, extractMemory)
+	defer log.Close()
+	err := image.ExtractBootstrap(log, c.src.r, int64(c.src.size))
+	var full *spill.Error
+	if errors.As(err, &full) {
+		c.err = err
+	}
+	if err != nil {
 		return false
 	}
 	c.whole = &readerBlob{c.src.r, int64(c.src.size)}
-	c.src, c.inside = newSource(bytes.NewReader(data), int64(len(data))), true
+	c.src, c.inside = newSource(logReader{log}, log.Len()), true
 	c.xattrs = c.src.size
 	c.run()
 	return true
+}
+
+// extractMemory is what a bootstrap that was taken out of its blob has of memory,
+// in bytes, beside the pages of its source.
+const extractMemory = 256 << 10
+
+// logReader reads a log as a file.
+type logReader struct{ log *spill.Log }
+
+func (r logReader) ReadAt(p []byte, off int64) (int, error) {
+	n := int(min(int64(len(p)), max(r.log.Len()-off, 0)))
+	if err := r.log.Read(p[:n], off); err != nil {
+		return 0, err
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // done tells whether to stop early: the caller gave up or the source failed.

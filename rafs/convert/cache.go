@@ -164,7 +164,7 @@ func (c *conversion) cached(ctx context.Context, i int) (*layer, error) {
 // openInline makes a layer of a blob that has its bootstrap inside; false if that
 // is none that the image can have.
 func (c *conversion) openInline(ctx context.Context, i int, l *layer, r io.ReaderAt, id string, size int64) (bool, error) {
-	im, err := image.OpenAt(r, size, image.Options{InlineBlobID: id})
+	im, err := image.OpenAt(r, size, image.Options{InlineBlobID: id, InFile: true, TempDir: c.opts.WorkDir})
 	if errors.Is(err, image.ErrNoBootstrap) || errors.Is(err, image.ErrCorrupt) || errors.Is(err, image.ErrUnsupported) {
 		return false, nil
 	}

@@ -36,9 +36,11 @@ func openDictionary(ctx context.Context, o *Options) (*dictionary, error) {
 }
 
 func (d *dictionary) open(ctx context.Context, o *Options) (err error) {
-	if st, statErr := os.Stat(o.Dict); statErr == nil && st.Mode().IsRegular() && isBootstrap(o.Dict) {
-		d.im, err = image.Open(o.Dict, image.Options{})
-	} else {
+	// What is no bootstrap may be an archive of an image.
+	if st, statErr := os.Stat(o.Dict); statErr == nil && st.Mode().IsRegular() {
+		d.im, err = image.Open(o.Dict, image.Options{InFile: true, TempDir: o.WorkDir})
+	}
+	if d.im == nil {
 		err = d.pull(ctx, o)
 	}
 	if err != nil {
@@ -52,15 +54,6 @@ func (d *dictionary) open(ctx context.Context, o *Options) (err error) {
 		return err
 	}
 	return known.Learn(d.index, o.Format.Digester)
-}
-
-// isBootstrap tells bootstraps from archives of images.
-func isBootstrap(path string) bool {
-	im, err := image.Open(path, image.Options{})
-	if err != nil {
-		return false
-	}
-	return im.Close() == nil
 }
 
 // pull reads the bootstrap of an image.
@@ -98,7 +91,7 @@ func (d *dictionary) pull(ctx context.Context, o *Options) error {
 	if err != nil {
 		return err
 	}
-	d.im, err = image.OpenAt(f, size, image.Options{})
+	d.im, err = image.OpenAt(f, size, image.Options{InFile: true, TempDir: o.WorkDir})
 	return err
 }
 

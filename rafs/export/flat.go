@@ -165,7 +165,10 @@ func (p *diskPlan) metadata(ctx context.Context, w file) error {
 	const step = 1 << 20
 	buf := make([]byte, step)
 	for off := 0; off < len(p.boot); off += step {
-		n := copy(buf, p.boot[off:])
+		n, err := p.im.ReadAt(buf[:min(step, len(p.boot)-off)], int64(off))
+		if err != nil {
+			return err
+		}
 		for _, d := range dead {
 			from, to := max(d[0], int64(off))-int64(off), min(d[1], int64(off+n))-int64(off)
 			if from < to {

@@ -140,8 +140,9 @@ func (d *digester) digest() v1.Hash {
 // OpenLayer opens the image of one layer by the bootstrap that lies inside its
 // blob. Its data may be in that blob and in others, which its Blobs name. The
 // error wraps image.ErrNoBootstrap if there is none inside: then only the merged
-// image, by a bootstrap of its own, can be exported.
-func OpenLayer(ctx context.Context, b backend.Backend, id string) (*image.Image, error) {
+// image, by a bootstrap of its own, can be exported. The bootstrap lies in a file
+// without a name in tempDir.
+func OpenLayer(ctx context.Context, b backend.Backend, id, tempDir string) (*image.Image, error) {
 	r, err := b.Open(id)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", id, err)
@@ -150,13 +151,9 @@ func OpenLayer(ctx context.Context, b backend.Backend, id string) (*image.Image,
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", id, err)
 	}
-	boot, err := image.FindBootstrap(readerAt{ctx, r}, size)
+	im, err := image.OpenAt(readerAt{ctx, r}, size, image.Options{InlineBlobID: id, InFile: true, TempDir: tempDir})
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", id, err)
-	}
-	im, err := image.NewWith(boot, image.Options{InlineBlobID: id})
-	if err != nil {
-		return nil, fmt.Errorf("bootstrap in layer %s: %w", id, err)
 	}
 	return im, nil
 }

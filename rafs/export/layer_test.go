@@ -79,7 +79,7 @@ func TestLayerByLayer(t *testing.T) {
 		}
 		defer b.Close()
 		id := blobIDs(t, filepath.Join(root, "nydus-made/images", name, "output.json"))[0]
-		im, err := export.OpenLayer(t.Context(), b, id)
+		im, err := export.OpenLayer(t.Context(), b, id, t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,10 +119,10 @@ func TestOpenLayerWithout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if _, err := export.OpenLayer(t.Context(), b, im.Blobs()[0].ID); !errors.Is(err, image.ErrNoBootstrap) {
+	if _, err := export.OpenLayer(t.Context(), b, im.Blobs()[0].ID, t.TempDir()); !errors.Is(err, image.ErrNoBootstrap) {
 		t.Errorf("got %v, want %v", err, image.ErrNoBootstrap)
 	}
-	if _, err := export.OpenLayer(t.Context(), b, "absent"); err == nil {
+	if _, err := export.OpenLayer(t.Context(), b, "absent", t.TempDir()); err == nil {
 		t.Error("absent blob: no error")
 	}
 }

@@ -162,7 +162,7 @@ func bootstrap(plan write.Plan, tempDir string) (im *image.Image, err error) {
 	if err := errors.Join(plan.Write(w), w.Flush()); err != nil {
 		return nil, err
 	}
-	return image.Open(f.Name(), image.Options{})
+	return image.Open(f.Name(), image.Options{InFile: true, TempDir: tempDir})
 }
 
 // place is the blob of the new image that has a chunk, and where in it; false if

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"io"
 	"iter"
 
 	"github.com/rafsd/rafsd/rafs/blob"
@@ -14,6 +15,23 @@ func (im *Image) Bytes() []byte {
 	}
 	return im.v5.data
 }
+
+// ReadAt reads the bootstrap at off, as an io.ReaderAt does.
+func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	data, n := region(im.Bytes()), 0
+	for n < len(p) {
+		im.pages.at(uint64(off) + uint64(n))
+		k := copy(p[n:min(len(p), n+readPiece)], data.from(uint64(off)+uint64(n)))
+		if k == 0 {
+			return n, io.EOF
+		}
+		n += k
+	}
+	return n, nil
+}
+
+// readPiece is what ReadAt copies at a time, in bytes.
+const readPiece = 64 << 10
 
 // BlobChunks yields the chunks of a blob that the image knows, each once, by
 // their numbers.

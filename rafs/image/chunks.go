@@ -27,10 +27,13 @@ const (
 // table of the bootstrap, in v5 those of all files.
 type chunkTable struct {
 	data  region
+	pages *pages
 	blobs []*blob.Info
 	// records has, for each blob, the place of one record a chunk in recordUnits,
 	// by ascending chunk number.
 	records [][]uint32
+	// gapless tells of each blob that record i is that of chunk i.
+	gapless []bool
 	// renumbered tells that the image does not number its chunks (v5 without an
 	// extended blob table): the number of a chunk is its position in records,
 	// which then goes by the offset in the blob.
@@ -43,8 +46,9 @@ type chunkTable struct {
 // newChunkTable checks the records at these places against the blob table, and
 // that no two chunks of a blob claim the same number or the same bytes of its
 // uncompressed space. A record may be there several times if it says the same.
-func newChunkTable(data region, blobs []*blob.Info, places []uint32, renumber bool) (*chunkTable, error) {
-	t := &chunkTable{data: data, blobs: blobs, records: make([][]uint32, len(blobs)), renumbered: renumber}
+func newChunkTable(im *Image, data region, places []uint32, renumber bool) (*chunkTable, error) {
+	blobs := im.blobs
+	t := &chunkTable{data: data, pages: im.pages, blobs: blobs, records: make([][]uint32, len(blobs)), gapless: make([]bool, len(blobs)), renumbered: renumber}
 	counts := make([]int, len(blobs))
 	for _, p := range places {
 		i, err := t.check(uint64(p) * recordUnit)
@@ -101,11 +105,13 @@ func shared(b *blob.Info, r *layout.ChunkRecord) bool {
 }
 
 func (t *chunkTable) field(place uint32, at uint64) uint32 {
+	t.pages.at(uint64(place) * recordUnit)
 	return binary.LittleEndian.Uint32(t.data[uint64(place)*recordUnit+at:])
 }
 
 // check holds one record against its blob and returns the blob's index.
 func (t *chunkTable) check(off uint64) (uint32, error) {
+	t.pages.at(off)
 	r, err := layout.DecodeChunkRecord(t.data.from(off))
 	if err != nil {
 		return 0, corrupt(off, "%v", err)
@@ -185,6 +191,8 @@ func (t *chunkTable) order(blobIndex int) error {
 		return err
 	}
 	t.records[blobIndex] = slices.Clip(places)
+	n := len(places)
+	t.gapless[blobIndex] = n == 0 || t.renumbered || t.chunkIndex(places[n-1]) == uint32(n-1)
 	return t.disjoint(blobIndex)
 }
 
@@ -204,6 +212,7 @@ func (t *chunkTable) disjoint(blobIndex int) error {
 // key is what the chunks of a blob are ordered by.
 func (t *chunkTable) key(place uint32) uint64 {
 	if t.renumbered {
+		t.pages.at(uint64(place) * recordUnit)
 		return binary.LittleEndian.Uint64(t.data[uint64(place)*recordUnit+recordOffsetAt:])
 	}
 	return uint64(t.chunkIndex(place))
@@ -219,6 +228,7 @@ func (t *chunkTable) chunkIndex(place uint32) uint32 {
 
 // addr decodes the chunk address at a place of tarfs.
 func (t *chunkTable) addr(place uint32) v6.ChunkAddr {
+	t.pages.at(uint64(place) * recordUnit)
 	a, _ := v6.DecodeChunkAddr(t.data.from(uint64(place) * recordUnit))
 	return a
 }
@@ -278,7 +288,19 @@ func (t *chunkTable) record(place uint32) layout.ChunkRecord {
 		a := t.addr(place)
 		return t.tarRecord(a, t.search(a.BlobIndex, uint64(a.ChunkIndex)))
 	}
+	t.pages.at(uint64(place) * recordUnit)
 	r, _ := layout.DecodeChunkRecord(t.data.from(uint64(place) * recordUnit))
+	return r
+}
+
+// stray is record for who asks for any chunk next.
+func (t *chunkTable) stray(place uint32) layout.ChunkRecord {
+	if t.pages == nil || t.sizes != nil {
+		return t.record(place)
+	}
+	var b [layout.ChunkRecordSize]byte
+	t.pages.read(b[:], uint64(place)*recordUnit)
+	r, _ := layout.DecodeChunkRecord(b[:])
 	return r
 }
 
@@ -288,18 +310,14 @@ func (t *chunkTable) find(blobIndex, chunkIndex uint32) (uint32, bool) {
 		return 0, false
 	}
 	places := t.records[blobIndex]
-	if t.renumbered {
+	if t.gapless[blobIndex] {
 		if chunkIndex >= uint32(len(places)) {
 			return 0, false
 		}
 		return places[chunkIndex], true
 	}
-	// Numbers ascend, so that a chunk is at its number if the image uses all
-	// chunks before it, and never behind.
+	// Numbers ascend, so that a chunk is never behind its number.
 	n := min(int(chunkIndex)+1, len(places))
-	if n == int(chunkIndex)+1 && t.chunkIndex(places[chunkIndex]) == chunkIndex {
-		return places[chunkIndex], true
-	}
 	i := sort.Search(n, func(i int) bool { return t.chunkIndex(places[i]) >= chunkIndex })
 	if i == n || t.chunkIndex(places[i]) != chunkIndex {
 		return 0, false
@@ -351,7 +369,7 @@ func (t *chunkTable) chunk(blobIndex, chunkIndex uint32) (blob.Chunk, bool) {
 		return blob.Chunk{}, false
 	}
 	var c blob.Chunk
-	r := t.record(place)
+	r := t.stray(place)
 	t.decode(&c, &r)
 	return c, true
 }

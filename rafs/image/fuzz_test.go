@@ -8,7 +8,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout/v5"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
@@ -108,9 +107,9 @@ func section(blob []byte, name string, data []byte) []byte {
 	return h.Append(append(blob, data...))
 }
 
-// FuzzFindBootstrap looks for a bootstrap in any bytes. What it finds must be a
+// FuzzExtractBootstrap looks for a bootstrap in any bytes. What it finds must be a
 // part of them, or have the digest that they name.
-func FuzzFindBootstrap(f *testing.F) {
+func FuzzExtractBootstrap(f *testing.F) {
 	boot := bytes.Repeat([]byte("bootstrap"), 10)
 	enc, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -129,7 +128,7 @@ func FuzzFindBootstrap(f *testing.F) {
 		f.Add(section(blob, v6.SectionTOC, e.Append(nil)))
 	}
 	f.Fuzz(func(t *testing.T, blob []byte) {
-		got, err := image.FindBootstrap(bytes.NewReader(blob), int64(len(blob)))
+		got, err := extract(blob)
 		if err != nil {
 			return
 		}

@@ -30,7 +30,7 @@ type Options struct {
 	// SHA256 is the digest that the bootstrap must have; nil takes any.
 	SHA256 *[sha256.Size]byte
 	// InlineBlobID is the id of the blob that the bootstrap was found in
-	// ([FindBootstrap]). Such a bootstrap cannot name that blob itself; without
+	// ([ExtractBootstrap]). Such a bootstrap cannot name that blob itself; without
 	// InlineBlobID it is refused. Where the data is another object yet, the
 	// bootstrap names that, and this is where its metadata is.
 	InlineBlobID string
@@ -38,6 +38,12 @@ type Options struct {
 	// name. Their chunks may have no digest, so that nothing can be read of them;
 	// it is for who wants to know what is in an image.
 	External bool
+	// InFile keeps the bootstrap in a file without a name in TempDir (os.TempDir by
+	// default) in place of memory. It is for tools: the process then holds only what
+	// it needed last of a bootstrap, however large that is, and answers take longer.
+	// Should the file become unreadable, the process ends with SIGBUS.
+	InFile  bool
+	TempDir string
 }
 
 // Attr is what stat tells of an inode.
@@ -84,6 +90,7 @@ type Image struct {
 	prefetch []uint64
 	xattrs   bool
 	unmap    func() error // nil: the bytes are not ours
+	pages    *pages       // nil: they stay in memory
 
 	// Exactly one of these is not nil. They are not behind an interface since
 	// arguments of an interface call escape to the heap.
@@ -97,14 +104,14 @@ func New(data []byte) (*Image, error) { return NewWith(data, Options{}) }
 
 // NewWith is New with options.
 func NewWith(data []byte, opts Options) (*Image, error) {
-	return parse(data, sha256.Sum256(data), opts)
+	return parse(data, sha256.Sum256(data), opts, nil)
 }
 
-func parse(data []byte, sum [sha256.Size]byte, opts Options) (*Image, error) {
+func parse(data []byte, sum [sha256.Size]byte, opts Options, p *pages) (*Image, error) {
 	if opts.SHA256 != nil && sum != *opts.SHA256 {
 		return nil, fmt.Errorf("%w: got sha256 %x, want %x", ErrDigest, sum, *opts.SHA256)
 	}
-	im := &Image{}
+	im := &Image{pages: p}
 	var err error
 	switch {
 	case len(data) > MaxBootstrap:
@@ -142,7 +149,7 @@ func (im *Image) ChunkRecord(blobIndex, chunkIndex uint32) (layout.ChunkRecord, 
 	if !ok {
 		return layout.ChunkRecord{}, false
 	}
-	r := im.chunks.record(place)
+	r := im.chunks.stray(place)
 	r.Index, r.FileOffset = chunkIndex, 0
 	return r, true
 }

@@ -1,7 +1,7 @@
 package image
 
 import (
-	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -16,10 +16,10 @@ import (
 )
 
 // Open opens an image by a file: its bootstrap, or a blob with a bootstrap inside
-// ([FindBootstrap]). Such a blob is taken for the one of opts.InlineBlobID, else
+// ([ExtractBootstrap]). Such a blob is taken for the one of opts.InlineBlobID, else
 // for the one that its name says, else for that of its SHA-256. What is opened is
-// read once, into sealed memory: what happens to the file afterwards cannot
-// matter. Errors wrap ErrCorrupt, ErrUnsupported or ErrDigest, or are those of
+// read once, into sealed memory or a file of its own (opts.InFile): what happens
+// to the file afterwards cannot matter. Errors wrap ErrCorrupt, ErrUnsupported or ErrDigest, or are those of
 // the file.
 func Open(path string, opts Options) (*Image, error) {
 	f, err := os.Open(path)
@@ -40,7 +40,7 @@ func openFile(f *os.File, opts Options) (*Image, error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return openSealed(f, opts) // it can be read once only
+		return openStream(f, opts) // it can be read once only
 	}
 	bare, err := isBootstrap(f, st.Size())
 	if err != nil {
@@ -63,16 +63,13 @@ func OpenAt(r io.ReaderAt, size int64, opts Options) (*Image, error) {
 		return nil, err
 	}
 	if bare {
-		return openSealed(io.NewSectionReader(r, 0, size), opts)
+		return openStream(io.NewSectionReader(r, 0, size), opts)
 	}
-	data, err := FindBootstrap(r, size)
+	im, err := openCopy(opts, func(w io.Writer) error { return ExtractBootstrap(w, r, size) })
 	if errors.Is(err, ErrNoBootstrap) {
 		return nil, fmt.Errorf("%w: no magic of RAFS v5 or v6: %w", ErrCorrupt, err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return openSealed(bytes.NewReader(data), opts)
+	return im, err
 }
 
 // isBootstrap tells a bootstrap by its magic. A blob without data may begin with
@@ -107,55 +104,126 @@ func blobID(f *os.File) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// openSealed makes an image of a bootstrap that it copies.
-func openSealed(r io.Reader, opts Options) (*Image, error) {
-	data, sum, err := seal(r)
+// openStream makes an image of a bootstrap that it copies.
+func openStream(r io.Reader, opts Options) (*Image, error) {
+	return openCopy(opts, func(w io.Writer) error {
+		n, err := io.Copy(w, io.LimitReader(r, MaxBootstrap+1))
+		switch {
+		case err != nil:
+			return err
+		case n > MaxBootstrap:
+			return unsupported(0, "bootstrap longer than %d bytes", MaxBootstrap)
+		}
+		return nil
+	})
+}
+
+// openCopy makes an image of a bootstrap that fill writes.
+func openCopy(opts Options, fill func(io.Writer) error) (*Image, error) {
+	f, sum, err := keep(opts, fill)
 	if err != nil {
 		return nil, err
 	}
-	im, err := parse(data, sum, opts)
+	var p *pages
+	if opts.InFile {
+		p = &pages{file: f, limit: keptPages}
+	} else {
+		defer f.Close()
+	}
+	data, err := mapped(f)
+	if err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	if p != nil {
+		p.data = data
+	}
+	im, err := parse(data, sum, opts, p)
 	if err != nil {
 		unmap(data)
+		p.close()
 		return nil, err
 	}
-	im.unmap = func() error { return unmap(data) }
+	im.unmap = func() error { return errors.Join(unmap(data), p.close()) }
 	return im, nil
 }
 
-// seal copies all of r into memory that can be neither written nor resized, by
-// this process or any other, and returns it with its SHA-256. A mapping of the
-// file itself would raise SIGBUS when the file shrinks, and change when it does.
-func seal(r io.Reader) ([]byte, [sha256.Size]byte, error) {
-	var sum [sha256.Size]byte
-	fd, err := memfd()
+// mapped maps a file. Kernels before 6.7 refuse a shared mapping of what is sealed
+// against writing, even one that cannot write. A private one that is never written
+// is the same.
+func mapped(f *os.File) ([]byte, error) {
+	n, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, sum, fmt.Errorf("memfd_create: %w", err)
+		return nil, err
 	}
-	mem := os.NewFile(uintptr(fd), "memfd:bootstrap")
-	defer mem.Close()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(mem, hash), io.LimitReader(r, MaxBootstrap+1))
+	if n == 0 || n > MaxBootstrap {
+		return nil, corrupt(0, "bootstrap of %d bytes, want 1 to %d", n, MaxBootstrap)
+	}
+	data, err := unix.Mmap(int(f.Fd()), 0, int(n), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("mmap bootstrap of %d bytes: %w", n, err)
+	}
+	return data, nil
+}
+
+// keep copies a bootstrap to where nobody can change it, and returns it with its
+// SHA-256. A mapping of the file that it came from would raise SIGBUS when that
+// shrinks, and change when it does.
+func keep(opts Options, fill func(io.Writer) error) (_ *os.File, sum [sha256.Size]byte, err error) {
+	open := memory
+	if opts.InFile {
+		open = func() (*os.File, error) { return nameless(cmp.Or(opts.TempDir, os.TempDir())) }
+	}
+	f, err := open()
 	if err != nil {
 		return nil, sum, err
 	}
-	if n == 0 {
-		return nil, sum, corrupt(0, "no bytes")
+	hash := sha256.New()
+	err = fill(io.MultiWriter(f, hash))
+	if err == nil && !opts.InFile {
+		err = seal(f)
 	}
-	if n > MaxBootstrap {
-		return nil, sum, unsupported(0, "bootstrap longer than %d bytes", MaxBootstrap)
-	}
-	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-		return nil, sum, fmt.Errorf("seal bootstrap: %w", err)
-	}
-	// Kernels before 6.7 refuse a shared mapping of what is sealed against writing,
-	// even one that cannot write. A private one that is never written is the same.
-	data, err := unix.Mmap(fd, 0, int(n), unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, sum, fmt.Errorf("mmap bootstrap: %w", err)
+		return nil, sum, errors.Join(err, f.Close())
 	}
 	hash.Sum(sum[:0])
-	return data, sum, nil
+	return f, sum, nil
+}
+
+// nameless makes a file that nobody else can open.
+func nameless(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), filepath.Join(dir, "bootstrap")), nil
+	}
+	// Not every file system has such files.
+	f, err := os.CreateTemp(dir, "rafsd-bootstrap-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// seal makes memory that can be neither written nor resized, by this process or
+// any other.
+func seal(f *os.File) error {
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return fmt.Errorf("seal bootstrap: %w", err)
+	}
+	return nil
+}
+
+// memory is a file in memory.
+func memory() (*os.File, error) {
+	fd, err := memfd()
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "memfd:bootstrap"), nil
 }
 
 // memfd asks for memory that cannot be executed, which hosts may insist on

@@ -93,9 +93,15 @@ func TestUpstreamTrees(t *testing.T) {
 	}
 }
 
+func extract(data []byte) ([]byte, error) {
+	var boot bytes.Buffer
+	err := image.ExtractBootstrap(&boot, bytes.NewReader(data), int64(len(data)))
+	return boot.Bytes(), err
+}
+
 // The blob's bootstrap is compressed and found by its table of contents, by tar
 // headers alone, or is not there.
-func TestFindBootstrap(t *testing.T) {
+func TestExtractBootstrap(t *testing.T) {
 	dir := testenv.Fixtures(t)
 	everything := rafstest.Manifest(t, filepath.Join(dir, "nydus-made/trees/everything.ndjson"))
 	for _, tt := range []struct {
@@ -110,7 +116,7 @@ func TestFindBootstrap(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			boot, err := image.FindBootstrap(bytes.NewReader(data), int64(len(data)))
+			boot, err := extract(data)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,14 +137,14 @@ func TestFindBootstrap(t *testing.T) {
 
 // Before version 2.2 nydus-image named such a blob by the digest of its data
 // alone, and did not say that the bootstrap is inside.
-func TestFindBootstrapOld(t *testing.T) {
+func TestExtractBootstrapOld(t *testing.T) {
 	const file, id = "2fa78cad554b75ac91a4a125ed148d0ddeb25efa4aaa8bd80e5dc292690a4dca", "d788a0eac4ff9779bc2eae3842117a918d847d90fddbea1503f7c5296a4a7de3"
 	path := filepath.Join(testenv.Fixtures(t), "upstream/toc", file)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	boot, err := image.FindBootstrap(bytes.NewReader(data), int64(len(data)))
+	boot, err := extract(data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +159,7 @@ func TestFindBootstrapOld(t *testing.T) {
 	checkCase(t, rafstest.Case{Bootstrap: bootstrap, Blobs: rafstest.Blobs{dir}})
 }
 
-func TestFindBootstrapRefuses(t *testing.T) {
+func TestExtractBootstrapRefuses(t *testing.T) {
 	dir := filepath.Join(testenv.Fixtures(t), "nydus-made/blobs")
 	plain, err := os.ReadFile(filepath.Join(dir, "02b33a0c891e624546cebad3a809f334f756d10941e1e53f27dd4112121a0e03"))
 	if err != nil {
@@ -175,7 +181,7 @@ func TestFindBootstrapRefuses(t *testing.T) {
 		{"cut", inline[:len(inline)-1], image.ErrNoBootstrap},
 		{"bootstrap damaged", flipped, image.ErrCorrupt},
 	} {
-		if _, err := image.FindBootstrap(bytes.NewReader(tt.data), int64(len(tt.data))); !errors.Is(err, tt.want) {
+		if _, err := extract(tt.data); !errors.Is(err, tt.want) {
 			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
 		}
 	}

@@ -121,6 +121,7 @@ func (t *v5Tree) eachChunk(node uint64, yield func(place uint32) bool) bool {
 	recs := t.chunkRecords(&in)
 	for i := range uint64(in.ChildCount) {
 		off := recs + i*layout.ChunkRecordSize
+		t.pages.at(off)
 		b, ok := t.data.slice(off, layout.ChunkRecordSize)
 		if !ok {
 			return true

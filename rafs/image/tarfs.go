@@ -50,8 +50,8 @@ func (t *tarChunks) add(off uint64, a v6.ChunkAddr, size uint32) error {
 // tarTable makes a chunk table of what files say.
 func (o *v6Open) tarTable(tar *tarChunks) error {
 	t := &chunkTable{
-		data: o.data, blobs: o.im.blobs,
-		records: make([][]uint32, len(o.im.blobs)), sizes: make([][]uint32, len(o.im.blobs)),
+		data: o.data, pages: o.im.pages, blobs: o.im.blobs,
+		records: make([][]uint32, len(o.im.blobs)), sizes: make([][]uint32, len(o.im.blobs)), gapless: make([]bool, len(o.im.blobs)),
 	}
 	for i, refs := range tar.refs {
 		slices.SortFunc(refs, func(a, b tarRef) int {

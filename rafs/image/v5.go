@@ -17,6 +17,7 @@ type v5Tree struct {
 	entries   uint64
 	chunkSize uint64
 	chunks    *chunkTable
+	pages     *pages
 	owner     owner
 	// nodes has the number of each inode that the root leads to.
 	nodes bitset
@@ -93,7 +94,7 @@ func (o *v5Open) readTables() error {
 		return err
 	}
 	o.tree = &v5Tree{
-		data: o.data, table: s.InodeTableOffset, entries: uint64(s.InodeTableEntries),
+		data: o.data, pages: o.im.pages, table: s.InodeTableOffset, entries: uint64(s.InodeTableEntries),
 		chunkSize: uint64(s.ChunkSize), owner: ownerOf(layout.Flags(s.Flags)),
 		nodes: newBitset(uint64(s.InodeTableEntries) + 1),
 	}

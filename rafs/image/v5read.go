@@ -22,7 +22,9 @@ func (t *v5Tree) slot(index uint64) uint64 {
 	if index == 0 || index > t.entries {
 		return 0
 	}
-	b, ok := t.data.slice(t.table+(index-1)*v5.TableEntrySize, v5.TableEntrySize)
+	off := t.table + (index-1)*v5.TableEntrySize
+	t.pages.at(off)
+	b, ok := t.data.slice(off, v5.TableEntrySize)
 	if !ok {
 		return 0
 	}
@@ -32,6 +34,7 @@ func (t *v5Tree) slot(index uint64) uint64 {
 // at decodes the record at a position of the inode table.
 func (t *v5Tree) at(index uint64) (v5Inode, error) {
 	in := v5Inode{off: t.slot(index)}
+	t.pages.at(in.off)
 	var err error
 	in.Inode, err = v5.DecodeInode(t.data.from(in.off))
 	return in, err
@@ -53,6 +56,7 @@ func (in *v5Inode) isType(ft v6.FileType) bool { return in.Mode&modeType == ft.M
 
 // name is the name in the record at off, which has been checked.
 func (t *v5Tree) name(off uint64) []byte {
+	t.pages.at(off)
 	size, ok := t.data.slice(off+100, 2)
 	if !ok {
 		return nil
@@ -213,7 +217,9 @@ func (t *v5Tree) segments(dst []blob.Segment, node, off uint64, size uint32) ([]
 	for i := t.firstChunk(&in, recs, off); off < end; i++ {
 		next := end
 		if i < uint64(in.ChildCount) {
-			r, err := layout.DecodeChunkRecord(t.data.from(recs + i*layout.ChunkRecordSize))
+			at := recs + i*layout.ChunkRecordSize
+			t.pages.at(at)
+			r, err := layout.DecodeChunkRecord(t.data.from(at))
 			if err != nil {
 				return dst, ErrNode
 			}

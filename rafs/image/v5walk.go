@@ -61,7 +61,7 @@ func (o *v5Open) walk() error {
 			return err
 		}
 	}
-	o.im.chunks, err = newChunkTable(o.data, o.im.blobs, w.places, o.super.ExtBlobEntries == 0)
+	o.im.chunks, err = newChunkTable(o.im, o.data, w.places, o.super.ExtBlobEntries == 0)
 	if err != nil {
 		return err
 	}
@@ -215,6 +215,7 @@ func (w *v5Walk) checkChunks(in *v5Inode, index uint64) error {
 	holes, end := in.Flags&v5.InodeHoles != 0, uint64(0)
 	for i := range n {
 		off := recs + i*layout.ChunkRecordSize
+		w.pages.at(off)
 		r, _ := layout.DecodeChunkRecord(w.data.from(off))
 		switch {
 		case r.FileOffset < end || r.FileOffset > end && !holes:
@@ -284,6 +285,7 @@ func (w *v5Walk) folder(index uint64) error {
 	w.digest.Reset()
 	for i := range uint64(in.ChildCount) {
 		off := w.slot(uint64(in.ChildIndex) + i)
+		w.pages.at(off)
 		w.digest.Write(w.data[off : off+32])
 	}
 	return w.checkDigest(&in, index)

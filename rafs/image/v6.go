@@ -19,6 +19,7 @@ type v6Tree struct {
 	blockBits uint
 	chunkBits uint
 	chunks    *chunkTable
+	pages     *pages
 
 	// sharedXattrs is where shared xattrs are counted from; 0: there are none.
 	sharedXattrs uint64
@@ -106,7 +107,7 @@ func (o *v6Open) readSuper() error {
 		return corrupt(at+32, "build time with %d ns", s.BuildTimeNsec)
 	}
 	o.tree = &v6Tree{
-		data: o.data, meta: meta, root: uint64(s.RootNID), blockBits: uint(s.BlockBits),
+		data: o.data, pages: o.im.pages, meta: meta, root: uint64(s.RootNID), blockBits: uint(s.BlockBits),
 		sharedXattrs: uint64(s.XattrBlkAddr) << s.BlockBits,
 		buildTime:    int64(s.BuildTime), buildTimeNsec: s.BuildTimeNsec,
 	}
@@ -209,7 +210,7 @@ func (o *v6Open) readChunks() error {
 		off := o.ext.ChunkTableOffset + n
 		places = append(places, uint32(off/recordUnit))
 	}
-	t, err := newChunkTable(o.data, o.im.blobs, places, false)
+	t, err := newChunkTable(o.im, o.data, places, false)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ func (t *v6Tree) inode(node uint64) (v6Inode, error) {
 		return v6Inode{}, ErrNode
 	}
 	off := t.meta + nid*v6.NIDUnit
+	t.pages.at(off)
 	in, err := v6.DecodeInode(t.data.from(off))
 	if err != nil {
 		return v6Inode{}, ErrNode
@@ -85,6 +86,7 @@ func (t *v6Tree) block(in *v6Inode, i uint64) (b []byte, off uint64, ok bool) {
 	if in.Layout == v6.LayoutFlatInline && i == n-1 {
 		off = in.tail()
 	}
+	t.pages.at(off)
 	b, ok = t.data.slice(off, size)
 	return b, off, ok
 }
@@ -248,7 +250,9 @@ func (t *v6Tree) segments(dst []blob.Segment, node, off uint64, size uint32) ([]
 	end := off + min(uint64(size), in.Size-off)
 	for off < end {
 		i := off >> t.chunkBits
-		a, err := v6.DecodeChunkAddr(t.data.from(in.chunkAddrs() + i*v6.ChunkAddrSize))
+		at := in.chunkAddrs() + i*v6.ChunkAddrSize
+		t.pages.at(at)
+		a, err := v6.DecodeChunkAddr(t.data.from(at))
 		if err != nil {
 			return dst, ErrNode
 		}
@@ -259,7 +263,7 @@ func (t *v6Tree) segments(dst []blob.Segment, node, off uint64, size uint32) ([]
 		start := i << t.chunkBits
 		stop := min(end, start+1<<t.chunkBits)
 		dst = append(dst, blob.Segment{Offset: uint32(off - start), Length: uint32(stop - off)})
-		r := t.chunks.record(place)
+		r := t.chunks.stray(place)
 		t.chunks.decode(&dst[len(dst)-1].Chunk, &r)
 		off = stop
 	}

@@ -60,6 +60,7 @@ func (w *v6Walk) visit(from, nid uint64) (v6Inode, error) {
 		return v6Inode{}, corrupt(from, "nid %d, bootstrap has room for %d", nid, slots)
 	}
 	in := v6Inode{nid: nid, off: w.meta + nid*v6.NIDUnit}
+	w.pages.at(in.off)
 	var err error
 	if in.Inode, err = v6.DecodeInode(w.data.from(in.off)); err != nil {
 		return in, corrupt(in.off, "%v", err)
@@ -185,6 +186,7 @@ func (w *v6Walk) checkChunks(in *v6Inode) error {
 	}
 	for i := range n {
 		off := in.chunkAddrs() + i*v6.ChunkAddrSize
+		w.pages.at(off)
 		a, err := v6.DecodeChunkAddr(addrs[i*v6.ChunkAddrSize:])
 		if err != nil {
 			return corrupt(off, "%v", err)
@@ -200,7 +202,7 @@ func (w *v6Walk) checkChunks(in *v6Inode) error {
 		if !ok {
 			return corrupt(off, "chunk %d of blob %d is not in the chunk table", a.ChunkIndex, a.BlobIndex)
 		}
-		r := w.chunks.record(place)
+		r := w.chunks.stray(place)
 		switch {
 		case r.UncompressedOffset != uint64(a.BlkAddr)<<w.blockBits:
 			return corrupt(off, "chunk %d of blob %d in block %d, chunk table has it at %#x", a.ChunkIndex, a.BlobIndex, a.BlkAddr, r.UncompressedOffset)

@@ -66,6 +66,7 @@ func (t *v6Tree) sharedXattr(off uint64, id uint32) (v6Xattr, error) {
 		return v6Xattr{}, corrupt(off, "shared xattr %d, superblock names no block for them", id)
 	}
 	at := t.sharedXattrs + uint64(id)*v6.XattrAlign
+	t.pages.at(at)
 	x, _, err := decodeV6Xattr(at, t.data.from(at))
 	return x, err
 }

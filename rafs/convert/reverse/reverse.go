@@ -194,7 +194,7 @@ func (r *reversal) layers(ctx context.Context, m *v1.Manifest, boot v1.Descripto
 		return layers, false, err
 	}
 	b := r.backend()
-	images, err := openLayers(ctx, b, blobs)
+	images, err := openLayers(ctx, b, blobs, r.o.WorkDir)
 	if err != nil {
 		return nil, false, err
 	}
@@ -225,7 +225,7 @@ func (r *reversal) backend() backend.Backend {
 }
 
 // openLayers opens the bootstraps inside of blobs; none if one has none.
-func openLayers(ctx context.Context, b backend.Backend, blobs []v1.Descriptor) (images []*image.Image, err error) {
+func openLayers(ctx context.Context, b backend.Backend, blobs []v1.Descriptor, tempDir string) (images []*image.Image, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(images)
@@ -233,7 +233,7 @@ func openLayers(ctx context.Context, b backend.Backend, blobs []v1.Descriptor) (
 		}
 	}()
 	for _, d := range blobs {
-		im, err := export.OpenLayer(ctx, b, d.Digest.Hex)
+		im, err := export.OpenLayer(ctx, b, d.Digest.Hex, tempDir)
 		if errors.Is(err, image.ErrNoBootstrap) {
 			closeAll(images)
 			return nil, nil
@@ -275,7 +275,7 @@ func (r *reversal) merged(ctx context.Context, boot v1.Descriptor) (*image.Image
 	if extractErr != nil {
 		return nil, fmt.Errorf("bootstrap layer %s: %w", boot.Digest, extractErr)
 	}
-	return image.Open(file.Name(), image.Options{})
+	return image.Open(file.Name(), image.Options{InFile: true, TempDir: r.o.WorkDir})
 }
 
 // export writes an image as a layer and stores it.

@@ -145,7 +145,7 @@ func (v *verification) bootstrap(ctx context.Context) error {
 	if err := v.violations(ctx, path); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
-	v.im, err = image.Open(path, image.Options{})
+	v.im, err = image.Open(path, image.Options{InFile: true, TempDir: v.dir})
 	if errors.Is(err, image.ErrCorrupt) || errors.Is(err, image.ErrUnsupported) {
 		if v.report.OK() { // else rafs/check has said so
 			v.find(Bootstrap, "image.boot", "%v", err)
