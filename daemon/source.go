@@ -7,7 +7,10 @@ import (
 	"github.com/rafsd/rafsd/daemon/config"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/blob/backend/localfs"
+	"github.com/rafsd/rafsd/rafs/blob/backend/object"
+	"github.com/rafsd/rafsd/rafs/blob/backend/oss"
 	"github.com/rafsd/rafsd/rafs/blob/backend/registry"
+	"github.com/rafsd/rafsd/rafs/blob/backend/s3"
 )
 
 // source is where blobs come from, with its meter.
@@ -40,9 +43,26 @@ func rawBackend(c *config.Config) (backend.Backend, error) {
 		return localfs.New(b.LocalFS.Dir, b.LocalFS.AltDirs...)
 	case config.BackendRegistry:
 		return registry.New(registryOptions(&b.Registry, c.Rafsd.Connections))
+	case config.BackendOSS, config.BackendS3:
+		return OpenBucket(c)
 	default:
-		return nil, fmt.Errorf("backend %q: want %s or %s", b.Type, config.BackendLocalFS, config.BackendRegistry)
+		return nil, fmt.Errorf("backend %q is not served", b.Type)
 	}
+}
+
+// OpenBucket makes the bucket that a configuration of type oss or s3 names.
+func OpenBucket(c *config.Config) (*object.Bucket, error) {
+	o := &c.Backend.Object
+	out := object.Config{
+		Scheme: o.Scheme, Endpoint: o.Endpoint, Region: o.Region, Bucket: o.Bucket, Prefix: o.Prefix,
+		AccessKeyID: o.AccessKeyID, AccessKeySecret: o.AccessKeySecret.Reveal(),
+		CAFiles: o.HTTP.CACertFiles, SkipVerify: o.HTTP.SkipVerify, Connections: c.Rafsd.Connections,
+		ConnectTimeout: bound(o.HTTP.ConnectTimeout), FirstByteTimeout: bound(o.HTTP.Timeout),
+	}
+	if c.Backend.Type == config.BackendOSS {
+		return oss.New(out)
+	}
+	return s3.New(out)
 }
 
 func registryOptions(r *config.Registry, connections int) registry.Options {

@@ -17,6 +17,9 @@ const unset = "\x00"
 // (OCI distribution-spec 1.1, "Pulling manifests").
 var repoPattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 
+// kinds are the backends of this version, for messages.
+const kinds = `"` + BackendRegistry + `", "` + BackendLocalFS + `", "` + BackendS3 + `" or "` + BackendOSS + `"`
+
 // check finds what is wrong in a whole configuration, after flags and the
 // environment had their say. Keys are named as the file has them.
 func (c *Config) check() error {
@@ -31,13 +34,14 @@ func (c *Config) check() error {
 		}
 	case BackendRegistry:
 		c.Backend.Registry.check(c.where.store, problem)
-	case "oss", "s3", "http-proxy", "localdisk":
-		problem(c.where.backend+".type", "%q is not supported by this version, want %q or %q",
-			c.Backend.Type, BackendRegistry, BackendLocalFS)
+	case BackendOSS, BackendS3:
+		c.Backend.Object.check(c.Backend.Type, c.where.store, problem)
+	case "http-proxy", "localdisk":
+		problem(c.where.backend+".type", "%q is not supported by this version, want %s", c.Backend.Type, kinds)
 	case "":
-		problem(c.where.backend+".type", "missing, want %q or %q", BackendRegistry, BackendLocalFS)
+		problem(c.where.backend+".type", "missing, want %s", kinds)
 	default:
-		problem(c.where.backend+".type", "want %q or %q, got %q", BackendRegistry, BackendLocalFS, c.Backend.Type)
+		problem(c.where.backend+".type", "want %s, got %q", kinds, c.Backend.Type)
 	}
 	if c.Cache.WorkDir == unset {
 		problem(c.where.workDir, "missing, want the cache folder")
@@ -65,6 +69,24 @@ func (r *Registry) check(path string, problem func(key, format string, args ...a
 		if _, _, err := r.BasicAuth(); err != nil {
 			problem(path+".auth", "%v", err)
 		}
+	}
+}
+
+func (o *ObjectStore) check(kind, path string, problem func(key, format string, args ...any)) {
+	switch {
+	case o.Endpoint == "" && kind == BackendOSS:
+		problem(path+".endpoint", "missing, want HOST or HOST:PORT")
+	case o.Endpoint != "" && !validHost(o.Endpoint):
+		problem(path+".endpoint", "want HOST or HOST:PORT, without scheme and path")
+	}
+	if o.Bucket == "" {
+		problem(path+".bucket_name", "missing, want the name of the bucket")
+	}
+	if o.Region == "" && kind == BackendS3 {
+		problem(path+".region", "missing, want the region, such as us-east-1")
+	}
+	if (o.AccessKeyID == "") != !o.AccessKeySecret.IsSet() {
+		problem(path+".access_key_id", "want it and access_key_secret, or neither")
 	}
 }
 

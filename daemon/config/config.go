@@ -33,6 +33,8 @@ const (
 const (
 	BackendLocalFS  = "localfs"
 	BackendRegistry = "registry"
+	BackendOSS      = "oss"
+	BackendS3       = "s3"
 )
 
 // Config is a checked configuration. Parse fills it; nobody changes it later.
@@ -56,6 +58,8 @@ type Backend struct {
 	Type     string
 	LocalFS  LocalFS
 	Registry Registry
+	// Object is that of oss or s3, whichever Type is.
+	Object ObjectStore
 }
 
 // LocalFS is a folder of blobs, each in a file named by its id.
@@ -80,6 +84,21 @@ type Registry struct {
 	// BlobRedirectedHost replaces its host.
 	BlobRedirectedHost string
 	HTTP               HTTP
+}
+
+// ObjectStore is a bucket of one.
+type ObjectStore struct {
+	// Scheme is https or http.
+	Scheme string
+	// Endpoint is HOST or HOST:PORT; s3 has Amazon's by default. Region is where it
+	// says it is, which oss can do without.
+	Endpoint, Region string
+	// Bucket is the bucket, Prefix what stands before the ids of blobs in it.
+	Bucket, Prefix string
+	// AccessKeyID and AccessKeySecret are credentials.
+	AccessKeyID     string
+	AccessKeySecret Secret
+	HTTP            HTTP
 }
 
 // HTTP is what every backend over HTTP has.

@@ -167,9 +167,14 @@ backend = {type = "localfs", localfs = {dir = "/b"}}
 		{"no version", `{"backend": {}}`, `neither "version": 2 nor "device"`},
 		{"version 3", local[0:0] + "version = 3\n", "version: want a whole number from 2 to 2, got 3"},
 		{"deep", strings.Repeat("[", 70), "nested deeper than 64"},
-		{"no backend", "version = 2\n", `backend.type: missing, want "registry" or "localfs"`},
-		{"oss", `{"device":{"backend":{"type":"oss","config":{}}}}`, `device.backend.type: "oss" is not supported by this version, want "registry" or "localfs"`},
-		{"typo", `{"device":{"backend":{"type":"regstry"}}}`, `device.backend.type: want "registry" or "localfs", got "regstry"`},
+		{"no backend", "version = 2\n", `backend.type: missing, want "registry", "localfs", "s3" or "oss"`},
+		{"oss", `{"device":{"backend":{"type":"oss","config":{"bucket_name":"b"}}}}`, `device.backend.config.endpoint: missing`},
+		{"s3", `{"device":{"backend":{"type":"s3","config":{"endpoint":"https://h/"}}}}`, `device.backend.config.endpoint: want HOST or HOST:PORT`},
+		{"s3 bucket", `{"device":{"backend":{"type":"s3","config":{}}}}`, `device.backend.config.bucket_name: missing`},
+		{"s3 region", `{"device":{"backend":{"type":"s3","config":{}}}}`, `device.backend.config.region: missing`},
+		{"s3 key", "version = 2\nbackend = {type = \"s3\", s3 = {access_key_id = \"id\"}}\n", "backend.s3.access_key_id: want it and access_key_secret"},
+		{"proxy", `{"device":{"backend":{"type":"http-proxy","config":{}}}}`, `device.backend.type: "http-proxy" is not supported by this version, want "registry", "localfs", "s3" or "oss"`},
+		{"typo", `{"device":{"backend":{"type":"regstry"}}}`, `device.backend.type: want "registry", "localfs", "s3" or "oss", got "regstry"`},
 		{"no dir v1", `{"device":{"backend":{"type":"localfs","config":{}}}}`, "device.backend.config.dir: missing"},
 		{"no dir v2", "version = 2\nbackend.type = \"localfs\"\n", "backend.localfs.dir: missing"},
 		{"table", "version = 2\nbackend = 5\n", "backend: want a table, got 5"},
@@ -303,6 +308,37 @@ func TestPrefetchKeysWithoutEffectAreTold(t *testing.T) {
 	for _, key := range []string{"fs_prefetch.bandwidth_rate", "fs_prefetch.stream_prefetch"} {
 		if !told[key] {
 			t.Errorf("nothing is said of %s: %v", key, notes)
+		}
+	}
+}
+
+// Both versions say the same of a bucket, and what is printed does not tell its key.
+func TestObjectStore(t *testing.T) {
+	const keys = `"endpoint":"h:9000","region":"r","bucket_name":"b","object_prefix":"p/","access_key_id":"id","access_key_secret":"hush","timeout":7`
+	want := ObjectStore{
+		Scheme: "https", Endpoint: "h:9000", Region: "r", Bucket: "b", Prefix: "p/", AccessKeyID: "id",
+		AccessKeySecret: NewSecret("hush"),
+	}
+	for _, kind := range []string{BackendS3, BackendOSS} {
+		for _, text := range []string{
+			`{"version":2,"backend":{"type":"` + kind + `","` + kind + `":{` + keys + `}}}`,
+			`{"device":{"backend":{"type":"` + kind + `","config":{` + keys + `}}}}`,
+		} {
+			c, notes := mustParse(t, text)
+			got := c.Backend.Object
+			if got.HTTP.Timeout != 7*time.Second || got.HTTP.ConnectTimeout != 5*time.Second || len(notes) > 0 {
+				t.Errorf("%s: timeouts %v and %v, notes %v: want 7s, 5s and none", text, got.HTTP.Timeout, got.HTTP.ConnectTimeout, notes)
+			}
+			got.HTTP = HTTP{}
+			if !cmp.Equal(got, want) || c.Backend.Type != kind {
+				t.Errorf("%s: got %+v, want %+v", text, got, want)
+			}
+			if strings.Contains(c.String(), "hush") {
+				t.Errorf("printed: %s", c)
+			}
+			if again, _ := mustParse(t, string(c.Encode(true))); !again.Backend.Object.AccessKeySecret.Equal(want.AccessKeySecret) {
+				t.Errorf("%s does not read back", c)
+			}
 		}
 	}
 }

@@ -192,6 +192,8 @@ func (d *decoder) store(n *node, c *Config) {
 		n.strings("alt_dirs", &l.AltDirs)
 	case BackendRegistry:
 		d.registry(n, &c.Backend.Registry)
+	case BackendOSS, BackendS3:
+		d.object(n, &c.Backend.Object)
 	default:
 		return
 	}
@@ -208,14 +210,31 @@ func (d *decoder) registry(n *node, r *Registry) {
 	n.secret("registry_token", &r.Token)
 	n.oneOf("blob_url_scheme", &r.BlobURLScheme, "", "https", "http")
 	n.str("blob_redirected_host", &r.BlobRedirectedHost)
-	n.boolean("skip_verify", &r.HTTP.SkipVerify)
-	n.strings("ca_cert_files", &r.HTTP.CACertFiles)
-	n.seconds("timeout", &r.HTTP.Timeout)
-	n.seconds("connect_timeout", &r.HTTP.ConnectTimeout)
-	retries := int64(r.HTTP.RetryLimit)
+	d.http(n, &r.HTTP)
+}
+
+func (d *decoder) object(n *node, o *ObjectStore) {
+	o.Scheme, o.HTTP = "https", defaultHTTP()
+	n.oneOf("scheme", &o.Scheme, "https", "http")
+	n.str("endpoint", &o.Endpoint)
+	n.str("region", &o.Region)
+	n.str("bucket_name", &o.Bucket)
+	n.str("object_prefix", &o.Prefix)
+	n.str("access_key_id", &o.AccessKeyID)
+	n.secret("access_key_secret", &o.AccessKeySecret)
+	d.http(n, &o.HTTP)
+}
+
+// http decodes the keys of all backends over HTTP.
+func (d *decoder) http(n *node, h *HTTP) {
+	n.boolean("skip_verify", &h.SkipVerify)
+	n.strings("ca_cert_files", &h.CACertFiles)
+	n.seconds("timeout", &h.Timeout)
+	n.seconds("connect_timeout", &h.ConnectTimeout)
+	retries := int64(h.RetryLimit)
 	n.integer("retry_limit", &retries, 0, 255)
-	r.HTTP.RetryLimit = int(retries)
-	if r.HTTP.SkipVerify {
+	h.RetryLimit = int(retries)
+	if h.SkipVerify {
 		d.warn(n.key("skip_verify"), "any TLS certificate is accepted: credentials can be stolen on the way (chunks are verified all the same)")
 	}
 	if n.has("mirrors") {
@@ -223,7 +242,7 @@ func (d *decoder) registry(n *node, r *Registry) {
 		d.warn(n.key("mirrors"), "ignored, as by nydusd since 2.4")
 	}
 	if p, ok := n.sub("proxy"); ok {
-		d.proxy(p, &r.HTTP.Proxy)
+		d.proxy(p, &h.Proxy)
 	}
 }
 

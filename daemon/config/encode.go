@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"time"
 )
 
@@ -44,6 +45,8 @@ func (c *Config) tree(reveal bool) table {
 		backend["localfs"] = table{"blob_file": l.BlobFile, "dir": l.Dir, "alt_dirs": list(l.AltDirs)}
 	case BackendRegistry:
 		backend["registry"] = c.Backend.Registry.tree(reveal)
+	case BackendOSS, BackendS3:
+		backend[c.Backend.Type] = c.Backend.Object.tree(reveal)
 	}
 	return table{
 		"version": 2, "id": c.ID, "backend": backend, "cache": cache,
@@ -57,14 +60,38 @@ func (c *Config) tree(reveal bool) table {
 }
 
 func (r *Registry) tree(reveal bool) table {
-	auth, token, proxy := r.Auth.String(), r.Token.String(), r.HTTP.Proxy.URL.String()
+	auth, token := r.Auth.String(), r.Token.String()
 	if reveal {
-		auth, token, proxy = r.Auth.Reveal(), r.Token.Reveal(), r.HTTP.Proxy.URL.Reveal()
+		auth, token = r.Auth.Reveal(), r.Token.Reveal()
 	}
-	h, p := r.HTTP, r.HTTP.Proxy
-	return table{
+	t := r.HTTP.tree(reveal)
+	maps.Copy(t, table{
 		"scheme": r.Scheme, "host": r.Host, "repo": r.Repo, "auth": auth, "registry_token": token,
 		"blob_url_scheme": r.BlobURLScheme, "blob_redirected_host": r.BlobRedirectedHost,
+	})
+	return t
+}
+
+func (o *ObjectStore) tree(reveal bool) table {
+	secret := o.AccessKeySecret.String()
+	if reveal {
+		secret = o.AccessKeySecret.Reveal()
+	}
+	t := o.HTTP.tree(reveal)
+	maps.Copy(t, table{
+		"scheme": o.Scheme, "endpoint": o.Endpoint, "region": o.Region, "bucket_name": o.Bucket, "object_prefix": o.Prefix,
+		"access_key_id": o.AccessKeyID, "access_key_secret": secret,
+	})
+	return t
+}
+
+func (h *HTTP) tree(reveal bool) table {
+	p := h.Proxy
+	proxy := p.URL.String()
+	if reveal {
+		proxy = p.URL.Reveal()
+	}
+	return table{
 		"skip_verify": h.SkipVerify, "ca_cert_files": list(h.CACertFiles), "retry_limit": h.RetryLimit,
 		"timeout": seconds(h.Timeout), "connect_timeout": seconds(h.ConnectTimeout),
 		"proxy": table{
