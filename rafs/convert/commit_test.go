@@ -2,6 +2,9 @@ package convert
 
 import (
 	"archive/tar"
+	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,5 +150,73 @@ func TestCommitRefused(t *testing.T) {
 		if _, err := commitTo(t, tc.image, "oci:"+t.TempDir(), tc.o); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, want %q", tc.image, err, tc.want)
 		}
+	}
+}
+
+// fakeContainer counts what is asked of it.
+type fakeContainer struct {
+	pauses, resumes int
+	pauseErr        error
+	mount           func(path string) (Mount, error)
+}
+
+func (c *fakeContainer) Pause(context.Context) error {
+	c.pauses++
+	return c.pauseErr
+}
+
+func (c *fakeContainer) Resume() error {
+	c.resumes++
+	return nil
+}
+
+func (c *fakeContainer) Mount(path string) (Mount, error) { return c.mount(path) }
+
+// A container is paused when all else is known, and resumed however the reading ends,
+// before anything is stored.
+func TestCommitPauses(t *testing.T) {
+	rafs := "oci:" + t.TempDir()
+	if _, err := Convert(t.Context(), Options{Source: fixtureLayout(t), Target: rafs}); err != nil {
+		t.Fatal(err)
+	}
+	mounted, broken := t.TempDir(), errors.New("broken")
+	unpackTo(t, mounted, fileEntry("file", "one"), fileEntry("other", "two"))
+	good := func(path string) (Mount, error) { return Mount{Path: path, Dir: mounted, Name: "file"}, nil }
+	for name, tc := range map[string]struct {
+		c     fakeContainer
+		upper string
+		want  error
+	}{
+		"well":    {fakeContainer{mount: good}, t.TempDir(), nil},
+		"pause":   {fakeContainer{pauseErr: broken}, t.TempDir(), broken},
+		"mount":   {fakeContainer{mount: func(string) (Mount, error) { return Mount{}, broken }}, t.TempDir(), broken},
+		"reading": {fakeContainer{mount: good}, "/nowhere", fs.ErrNotExist},
+		"panic":   {fakeContainer{mount: func(string) (Mount, error) { panic(broken) }}, t.TempDir(), broken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := CommitOptions{Upper: tc.upper, Container: &tc.c, Paths: []string{"/etc/file"}}
+			err := func() (err error) {
+				defer func() {
+					if r := recover(); r != nil {
+						err = r.(error)
+					}
+				}()
+				_, err = commitTo(t, rafs, "oci:"+t.TempDir(), o)
+				return err
+			}()
+			if !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if tc.c.pauses != 1 || tc.c.resumes != 1 {
+				t.Errorf("paused %d times, resumed %d times, want once each", tc.c.pauses, tc.c.resumes)
+			}
+		})
+	}
+	var untouched fakeContainer
+	if _, err := commitTo(t, fixtureLayout(t), "oci:"+t.TempDir(), CommitOptions{Upper: t.TempDir(), Container: &untouched}); !errors.Is(err, artifact.ErrNotRAFS) {
+		t.Errorf("not a RAFS image: got %v", err)
+	}
+	if untouched.pauses != 0 || untouched.resumes != 0 {
+		t.Errorf("for an image that cannot be committed to, the container was paused")
 	}
 }
