@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -22,9 +23,10 @@ import (
 const (
 	// metaPiece is how much of chunk information is read at once.
 	metaPiece = 1 << 20
-	// metaInMemory is how long chunk information is kept in memory; what is longer
-	// lies in a file without a name.
+	// metaInMemory is how long chunk information is kept in memory, and metaMemory how
+	// much of all blobs; what is longer or more lies in files without a name.
 	metaInMemory = 1 << 20
+	metaMemory   = 8 << 20
 	// metaWhole bounds what can be decoded in one go only.
 	metaWhole = blob.MaxChunkSize
 	// metaWindow bounds what zstd may look back. nydus-image takes 2 MiB.
@@ -66,7 +68,7 @@ func (e *Engine) readTable(s *store, fresh bool) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	keep, err := newSpool(s.info.ChunkInfo.UncompressedSize)
+	keep, err := e.kept.spool(int64(s.info.ChunkInfo.UncompressedSize))
 	if err != nil {
 		return nil, err
 	}
@@ -248,26 +250,50 @@ func (g *ranges) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// spools counts what the spools of all blobs hold, in bytes: each blob of an image
+// may say that its chunk information is long.
+type spools struct {
+	limit     int64 // of what lies in files
+	mem, file atomic.Int64
+}
+
 // spool keeps bytes to be read in places: in memory, or where they are many in a
 // file that has no name any more.
 type spool struct {
-	mem  []byte
-	file *os.File
+	mem   []byte
+	file  *os.File
+	held  atomic.Int64 // of count
+	count *atomic.Int64
 }
 
-func newSpool(size uint64) (*spool, error) {
-	if size <= metaInMemory {
-		return &spool{mem: make([]byte, 0, size)}, nil
+func (k *spools) spool(size int64) (*spool, error) {
+	s := &spool{}
+	if size <= metaInMemory && s.take(&k.mem, size, metaMemory) {
+		s.mem = make([]byte, 0, size)
+		return s, nil
+	}
+	if !s.take(&k.file, size, k.limit) {
+		return nil, fmt.Errorf("%d bytes of chunk information besides %d of other blobs, limit %d: %w", size, k.file.Load(), k.limit, errors.ErrUnsupported)
 	}
 	f, err := os.CreateTemp("", "rafsd-chunks-")
+	if err == nil {
+		s.file, err = f, os.Remove(f.Name())
+	}
 	if err != nil {
+		s.close()
 		return nil, fmt.Errorf("room for %d bytes of chunk information: %w", size, err)
 	}
-	if err := os.Remove(f.Name()); err != nil {
-		_ = f.Close()
-		return nil, err
+	return s, nil
+}
+
+func (s *spool) take(count *atomic.Int64, size, limit int64) bool {
+	if count.Add(size) > limit {
+		count.Add(-size)
+		return false
 	}
-	return &spool{file: f}, nil
+	s.count = count
+	s.held.Store(size)
+	return true
 }
 
 func (s *spool) Write(p []byte) (int, error) {
@@ -286,6 +312,7 @@ func (s *spool) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (s *spool) close() {
+	s.count.Add(-s.held.Swap(0))
 	if s.file != nil {
 		_ = s.file.Close()
 	}

@@ -96,6 +96,9 @@ type Options struct {
 	// Recent bounds the bytes of chunks kept in memory where the cache does not
 	// work. Default 16 MiB.
 	Recent int
+	// MetaLimit bounds the bytes of chunk information of all blobs that lie in files
+	// of the folder for temporary files. Default 2 GiB.
+	MetaLimit int64
 	// Timeout bounds one fetch with all the tries of the backend. Default 60 s.
 	Timeout time.Duration
 	// Log gets what an operator should know. Default none.
@@ -121,6 +124,9 @@ func (o Options) withDefaults() Options {
 	if o.Recent <= 0 {
 		o.Recent = 16 << 20
 	}
+	if o.MetaLimit <= 0 {
+		o.MetaLimit = 2 << 30
+	}
 	if o.Timeout <= 0 {
 		o.Timeout = time.Minute
 	}
@@ -139,6 +145,7 @@ type Engine struct {
 	cpu    *gate    // decompression and digests
 	bufs   buffers
 	recent recent
+	kept   spools // of chunk information
 	stats  counters
 	logs   throttle
 
@@ -160,6 +167,7 @@ func New(o Options) (*Engine, error) {
 		cpu:    newGate(workers, 0),
 		bufs:   buffers{limit: 4 << 20},
 		recent: recent{limit: o.Recent},
+		kept:   spools{limit: o.MetaLimit},
 	}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	for i, info := range o.Blobs {

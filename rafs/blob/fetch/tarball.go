@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/blob/cache"
 )
 
@@ -63,7 +64,7 @@ const (
 // most until ctx ends; the reading itself goes on for others.
 func (e *Engine) seal(ctx context.Context, s *store) error {
 	rest := func(err error) time.Duration {
-		if errors.Is(err, blob.ErrDigest) {
+		if errors.Is(err, blob.ErrDigest) || errors.Is(err, backend.ErrRange) {
 			return tarRestWrong
 		}
 		return tarRest

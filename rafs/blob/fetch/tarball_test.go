@@ -142,6 +142,26 @@ func TestTarballThatChanges(t *testing.T) {
 	}
 }
 
+// A file that is shorter than the image says is not read again at once: what is
+// there of it may be large.
+func TestShortTarball(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		im := newTar(t, blob.DigesterSHA256, 3000)
+		src := &source{data: im.raw[:len(im.raw)-1]}
+		e := engine(t, im, fetch.Options{Backend: src})
+		segs, want := im.whole(0, 1)
+		for range 2 {
+			if err := read(t, t.Context(), e, segs, want); !errors.Is(err, backend.ErrRange) {
+				t.Errorf("got %v, want %v", err, backend.ErrRange)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		if n := src.requests.Load(); n != 1 {
+			t.Errorf("%d requests within seconds, want 1", n)
+		}
+	})
+}
+
 // Many wait for one reading of the file; who leaves does not end it; a failure is
 // forgotten after a while.
 func TestTarballIsReadOnce(t *testing.T) {

@@ -44,6 +44,22 @@ func TestLargeChunkInformation(t *testing.T) {
 	}
 }
 
+// What all blobs together put into temporary files is bounded.
+func TestChunkInformationIsBounded(t *testing.T) {
+	testenv.LeakCheck(t)
+	im := newUnitImage(t, "batch", slices.Repeat([][]int{slices.Repeat([]int{9}, 1000)}, 50)...)
+	segs, want := im.whole(0, 1)
+	for limit, ok := range map[uint64]bool{im.info.ChunkInfo.UncompressedSize: true, im.info.ChunkInfo.UncompressedSize - 1: false} {
+		e := im.engine(t, fetch.Options{MetaLimit: int64(limit)})
+		if err := read(t, t.Context(), e, segs, want); (err == nil) != ok || !ok && !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%d bytes with a limit of %d: %v", im.info.ChunkInfo.UncompressedSize, limit, err)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Closing ends what waits for a source that does not answer.
 func TestCloseWhileLoading(t *testing.T) {
 	testenv.LeakCheck(t)
