@@ -270,21 +270,22 @@ func TestChunkInformationIsLoadedFresh(t *testing.T) {
 // FuzzChunkInformation: whatever a blob says of its chunks, and a table of contents
 // of that, what is read is right or an error.
 func FuzzChunkInformation(f *testing.F) {
-	for i, kind := range []string{"batch", "batch-toc", "batch-encrypted"} {
+	kinds := []string{"batch", "batch-toc", "batch-encrypted", "zran"}
+	for i, kind := range kinds {
 		im := smallUnits(f, kind)
-		tail := im.objects[im.info.ID][im.ci.Offset:]
+		tail := im.objects[im.info.MetaID][im.ci.Offset:]
 		f.Add(uint8(i), tail)
 		f.Add(uint8(i), tail[:len(tail)/2])
 		f.Add(uint8(i+4), im.file)
 	}
 	f.Fuzz(func(t *testing.T, how uint8, tail []byte) {
-		im := smallUnits(t, []string{"batch", "batch-toc", "batch-encrypted"}[how%4%3])
+		im := smallUnits(t, kinds[how%4])
 		if how&4 != 0 {
 			// A file cannot do harm at all: the blob is right.
 			im.readEach(t, im.engine(t, fetch.Options{MetaDir: im.metaDir(t, tail)}), noFailure(t))
 			return
 		}
-		o, id := im.backend(), im.info.ID
+		o, id := im.backend(), im.info.MetaID
 		o[id].data = append(bytes.Clone(o[id].data[:im.ci.Offset]), tail...)
 		im.readEach(t, im.engine(t, fetch.Options{Backend: o}), func(i int, err error) {
 			if !im.chunks[i].Shared {
