@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/artifact"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/httprange"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
@@ -116,24 +116,9 @@ func pullOptions(r *config.Registry) (artifact.Options, error) {
 	} else if token := r.Token.Reveal(); token != "" {
 		opts.Keychain = oneHost{r.Host, authn.FromConfig(authn.AuthConfig{RegistryToken: token})}
 	}
-	if len(r.HTTP.CACertFiles) == 0 {
-		return opts, nil
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	for _, path := range r.HTTP.CACertFiles {
-		pem, err := os.ReadFile(path)
-		if err != nil {
-			return opts, fmt.Errorf("certificate authority: %w", err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return opts, fmt.Errorf("certificate authority %s: no certificate in PEM form", path)
-		}
-	}
-	opts.RootCAs = pool
-	return opts, nil
+	var err error
+	opts.RootCAs, err = httprange.RootCAs(r.HTTP.CACertFiles)
+	return opts, err
 }
 
 // oneHost gives credentials to one registry and to nobody else.

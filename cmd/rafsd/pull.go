@@ -3,10 +3,11 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
-	"os"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/blob/backend/httprange"
 )
 
 // pull fetches the bootstrap of the image that ref names into dir.
@@ -26,23 +27,15 @@ func (a *app) pull(ctx context.Context, ref string, f *inspectFlags, dir string)
 	return pulled.BootstrapPath, nil
 }
 
-// rootCAs are the system's authorities and those of files; nil if there are no files.
+// rootCAs are the system's authorities and those of --ca.
 func rootCAs(files []string) (*x509.CertPool, error) {
-	if len(files) == 0 {
-		return nil, nil
+	pool, err := httprange.RootCAs(files)
+	var of *httprange.CAError
+	switch {
+	case !errors.As(err, &of):
+		return pool, err
+	case errors.Is(of.Err, httprange.ErrNoCertificates):
+		return nil, &usageError{fmt.Errorf("--ca %s: want certificates in PEM, there are none", of.File)}
 	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	for _, file := range files {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("--ca: %w", err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, &usageError{fmt.Errorf("--ca %s: want certificates in PEM, there are none", file)}
-		}
-	}
-	return pool, nil
+	return nil, fmt.Errorf("--ca: %w", of.Err)
 }

@@ -3,14 +3,12 @@ package httprange
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -59,28 +57,6 @@ func NewTransport(o TransportOptions) (*http.Transport, error) {
 		t.Proxy = nil
 	}
 	return t, nil
-}
-
-// RootCAs are the system's certificate authorities and those of PEM files; nil,
-// which is the system's, if there are no files.
-func RootCAs(files []string) (*x509.CertPool, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	for _, path := range files {
-		pem, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("certificate authority: %w", err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("certificate authority %s: no certificate in PEM form", path)
-		}
-	}
-	return pool, nil
 }
 
 // errStalled ends a request whose body came too slowly.
