@@ -70,6 +70,8 @@ type Options struct {
 	// BlobDir takes the blobs, by their ids, in place of the target, whose manifest
 	// then lists the bootstrap alone.
 	BlobDir string
+	// Bucket takes the blobs likewise; nil if none does. Several are sent at a time.
+	Bucket *Bucket
 	// Prefetch lists absolute paths that readers should fetch ahead.
 	Prefetch []string
 	// Limits of each layer.
@@ -186,8 +188,12 @@ func (o *Options) setDefaults() error {
 		return errors.New("an image that refers to OCI layers needs version 6")
 	case o.Reference && f.BatchSize > 0:
 		return errors.New("an image that refers to OCI layers has no batches")
-	case o.Reference && o.BlobDir != "":
+	case o.Reference && o.elsewhere():
 		return errors.New("an image that refers to OCI layers has its blobs beside them")
+	case o.BlobDir != "" && o.Bucket != nil:
+		return errors.New("blobs go into a folder or into a bucket, not into both")
+	case o.Cache.Name != "" && o.Bucket != nil:
+		return errors.New("a build cache takes layers from registries: blobs in a bucket have none")
 	case o.Cache.Name != "" && (o.Reference || o.Dict != "" || f.Version == 5):
 		return errors.New("a build cache is for images of version 6 without a chunk dictionary that have their data themselves")
 	case f.BatchSize > 0 && (f.BatchSize&(f.BatchSize-1) != 0 || f.BatchSize < blob.MinChunkSize || f.BatchSize > f.ChunkSize):

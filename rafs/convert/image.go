@@ -259,6 +259,12 @@ func memoryPiece(data []byte, mediaType types.MediaType) *piece {
 // store puts what an image needs to where it belongs. What is there already is not
 // sent again.
 func (c *conversion) store(ctx context.Context, i *rafsImage) error {
+	if c.opts.Bucket != nil {
+		if err := c.storeObjects(ctx, i); err != nil {
+			return err
+		}
+		return c.storeRest(ctx, i)
+	}
 	for _, b := range i.blobs {
 		if c.opts.BlobDir != "" {
 			if err := c.storeFile(ctx, b); err != nil {
@@ -275,6 +281,11 @@ func (c *conversion) store(ctx context.Context, i *rafsImage) error {
 			}
 		}
 	}
+	return c.storeRest(ctx, i)
+}
+
+// storeRest stores bootstrap and configuration.
+func (c *conversion) storeRest(ctx context.Context, i *rafsImage) error {
 	c.tell(Event{Layer: -1, Digest: c.boot, Stage: StagePush, Total: i.bootstrap.desc.Size})
 	for _, p := range []*piece{i.bootstrap, i.config} {
 		if _, err := c.dst.Blob(ctx, p.desc, p.open); err != nil {

@@ -142,7 +142,7 @@ func (c *conversion) convertLayer(ctx context.Context, i int) (*layer, error) {
 	size := int64(0)
 	if l.info != nil {
 		size = l.info.Object.Size
-		if store.Shared(c.dst) && c.opts.BlobDir == "" {
+		if store.Shared(c.dst) && !c.opts.elsewhere() {
 			if err := c.push(ctx, i, l.blob()); err != nil {
 				l.close()
 				return nil, err

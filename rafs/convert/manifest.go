@@ -36,7 +36,7 @@ func (c *conversion) documents(i *rafsImage) error {
 
 // listed are the blobs that the manifest lists.
 func (c *conversion) listed(i *rafsImage) []blobLayer {
-	if c.opts.BlobDir != "" {
+	if c.opts.elsewhere() {
 		return nil
 	}
 	return i.blobs
