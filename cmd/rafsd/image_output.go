@@ -1,10 +1,12 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/spf13/pflag"
@@ -49,8 +51,29 @@ func writeOutputJSON(path string, o outputJSON) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path, data, 0o644); err != nil {
-		return fmt.Errorf("--output-json: %w", err)
+	return writeJSONFile(path, data)
+}
+
+// writeJSONFile puts data into the file that --output-json names: all of it or, if
+// that fails, nothing. A pipe or a device is written to as it is.
+func writeJSONFile(path string, data []byte) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		if err := os.WriteFile(path, data, 0); err != nil {
+			return fmt.Errorf("--output-json: %w", err)
+		}
+		return nil
+	}
+	temp := filepath.Join(filepath.Dir(path), ".rafsd-"+rand.Text()+".tmp")
+	err := os.WriteFile(temp, data, 0o644)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		_ = os.Remove(temp) // if it was made at all
+		return fmt.Errorf("--output-json %s: %w", path, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -129,11 +130,11 @@ func (a *app) runImageStat(ctx context.Context, f *statFlags, log *slog.Logger) 
 		s.text(a.stdout)
 		return nil
 	}
-	out, err := os.Create(f.outputJSON)
+	data, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("--output-json: %w", err)
+		return err
 	}
-	return errors.Join(encodeJSON(out, s), out.Close())
+	return writeJSONFile(f.outputJSON, append(data, '\n'))
 }
 
 // addFolder takes the files without an extension that are images.

@@ -2,8 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
-	"os"
 	"time"
 
 	"github.com/rafsd/rafsd/rafs/convert"
@@ -60,8 +58,5 @@ func (f *convertFlags) writeMetrics(m *conversionMetrics) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(f.outputJSON, append(raw, '\n'), 0o644); err != nil {
-		return fmt.Errorf("--output-json: %w", err)
-	}
-	return nil
+	return writeJSONFile(f.outputJSON, append(raw, '\n'))
 }
