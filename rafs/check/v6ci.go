@@ -84,17 +84,7 @@ func (o *v6Object) unpackCI(w io.Writer) (int64, error) {
 	in := io.Reader(io.NewSectionReader(o.meta, int64(e.CIOffset), int64(e.CICompressedSize)))
 	limit := int64(e.CIUncompressedSize) + 1
 	if o.key != nil {
-		if e.CICompressedSize > maxCIInMemory {
-			return 0, errTooLarge
-		}
-		src, err := io.ReadAll(in)
-		if err != nil {
-			return 0, err
-		}
-		if src, err = o.key.Decrypt(src[:0], src); err != nil {
-			return 0, err
-		}
-		in = bytes.NewReader(src)
+		in = o.key.Reader(in)
 	}
 	switch blob.Compressor(e.CICompressor) {
 	case blob.CompressorNone:

@@ -146,7 +146,10 @@ func (r *metaRead) readHeader() ([]byte, error) {
 func (r *metaRead) readInfo(keep *spool) error {
 	ci := &r.s.info.ChunkInfo
 	var in io.Reader = &ranges{r: r, at: ci.Offset, left: ci.CompressedSize}
-	if r.s.key != nil || ci.Compressor == blob.CompressorLZ4Block {
+	if r.s.key != nil {
+		in = r.s.key.Reader(in)
+	}
+	if ci.Compressor == blob.CompressorLZ4Block {
 		whole, err := r.whole(in)
 		if err != nil {
 			return err
@@ -185,29 +188,21 @@ func hashOr(h hash.Hash, wanted bool) io.Writer {
 	return io.Discard
 }
 
-// whole reads, decrypts and, if that is not to be done in pieces, decodes all.
+// whole decodes what can be decoded in one go only.
 func (r *metaRead) whole(in io.Reader) ([]byte, error) {
 	ci := &r.s.info.ChunkInfo
 	if ci.UncompressedSize > metaWhole {
 		return nil, fmt.Errorf("chunk information of %d bytes in one piece, limit %d: %w", ci.UncompressedSize, metaWhole, errors.ErrUnsupported)
 	}
-	raw, err := io.ReadAll(in)
+	packed, err := io.ReadAll(in)
+	if err != nil && !backendError(err) {
+		err = fmt.Errorf("%w: %w", blob.ErrCorrupt, err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	finish := func(plain []byte) error { raw = plain; return nil }
-	if ci.Compressor == blob.CompressorLZ4Block {
-		finish = func(plain []byte) error {
-			raw = make([]byte, ci.UncompressedSize)
-			return codec.Decode(ci.Compressor, raw, plain)
-		}
-	}
-	if r.s.key == nil {
-		err = finish(raw)
-	} else {
-		err = r.s.decrypt(nil, raw, finish)
-	}
-	return raw, err
+	plain := make([]byte, ci.UncompressedSize)
+	return plain, codec.Decode(ci.Compressor, plain, packed)
 }
 
 // backendFailure marks an error of the source, so that it is not taken for one of

@@ -228,7 +228,13 @@ func (im *unitImage) addMeta(t testing.TB, kind string) {
 	if kind == "batch-zstd" {
 		how = blob.CompressorZstd
 	}
+	if strings.HasSuffix(kind, "raw") {
+		how = blob.CompressorNone
+	}
 	ci, _, err := codec.Encode(how, nil, plain)
+	if how == blob.CompressorNone {
+		ci, err = plain, nil // of any size
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,21 @@ func TestLargeChunkInformation(t *testing.T) {
 	}
 }
 
+// Encrypted chunk information may be longer than what is decoded in one go.
+func TestLongEncryptedChunkInformation(t *testing.T) {
+	im := newUnitImage(t, "batch-encrypted-raw", slices.Repeat([][]int{{1, 1}}, 200_000)...)
+	if n := im.info.ChunkInfo.UncompressedSize; n <= 16<<20 {
+		t.Fatalf("chunk information of %d bytes is not long", n)
+	}
+	e := im.engine(t, fetch.Options{Amplify: -1})
+	for i := 0; i < len(im.chunks); i += 77_777 {
+		segs, want := im.whole(i, i+1)
+		if err := read(t, t.Context(), e, segs, want); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // What all blobs together put into temporary files is bounded.
 func TestChunkInformationIsBounded(t *testing.T) {
 	testenv.LeakCheck(t)

@@ -118,19 +118,25 @@ func (k *Key) Decrypt(dst, src []byte) ([]byte, error) {
 	}
 	dst = room(dst, len(src))
 	t := k.tweak
+	k.decryptEnd(dst, src, &t)
+	return dst, nil
+}
+
+// decryptEnd decrypts what a data unit ends with, from the block of tweak t on.
+func (k *Key) decryptEnd(dst, src []byte, t *[blockSize]byte) {
 	rest := len(src) % blockSize
 	whole := len(src) - rest
 	if rest > 0 {
 		whole -= blockSize
 	}
 	for i := 0; i < whole; i += blockSize {
-		k.decrypt(dst[i:i+blockSize], src[i:i+blockSize], &t)
-		double(&t)
+		k.decrypt(dst[i:i+blockSize], src[i:i+blockSize], t)
+		double(t)
 	}
 	if rest > 0 {
 		// The last two are undone in dst, so that nothing escapes to the heap; it may
 		// be where src is.
-		next := t
+		next := *t
 		double(&next)
 		var short [blockSize]byte
 		copy(short[:], src[whole+blockSize:])
@@ -138,9 +144,8 @@ func (k *Key) Decrypt(dst, src []byte) ([]byte, error) {
 		k.decrypt(last, src[whole:whole+blockSize], &next)
 		copy(dst[whole+blockSize:], last[:rest])
 		copy(last, short[:rest])
-		k.decrypt(last, last, &t)
+		k.decrypt(last, last, t)
 	}
-	return dst, nil
 }
 
 // Trim takes the padding off p, which was decrypted, if it has one: that of 18
