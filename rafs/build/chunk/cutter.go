@@ -104,6 +104,12 @@ func (c *Cutter) chunk(r io.Reader, n int, batch bool) (Ref, error) {
 			return Ref{}, err
 		}
 		s.batch = batch
+		if alone && n > largeChunk {
+			if err := c.pool.enlarge(c.ctx, s); err != nil {
+				c.pool.put(s)
+				return Ref{}, err
+			}
+		}
 	}
 	ref, p, err := c.read(s, r, n)
 	if err == nil && p != nil {

@@ -1,6 +1,8 @@
 package chunk
 
 import (
+	"context"
+
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/codec"
 )
@@ -13,8 +15,16 @@ const poolBudget = 24 << 20
 type Pool struct {
 	workers   chan struct{}
 	slots     chan *slot
+	large     chan buffers // for chunks larger than largeChunk
 	chunkSize int
 }
+
+// largeChunk is above what slots have buffers of their own for, in bytes.
+const largeChunk = 1 << 20
+
+// buffers are what a large chunk is read and compressed into. There are as many as
+// the budget allows, but one, however many slots and cutters there are.
+type buffers struct{ raw, buf []byte }
 
 // Small chunks go through the pool in groups, which says nothing of how they are
 // stored.
@@ -34,6 +44,8 @@ type slot struct {
 	pieces   []stored
 	err      error
 	done     chan struct{} // receives once the worker is through
+	large    bool          // its buffers are of the pool's large ones
+	own      buffers       // its own, meanwhile
 }
 
 // stored is a chunk in a slot: its sizes, but in a batch only the first.
@@ -45,14 +57,19 @@ type stored struct {
 // NewPool makes a pool for chunks of up to chunkSize bytes and for so many
 // cutters at a time. It compresses workers chunks at a time. Of large chunks it
 // holds at most one a worker, one a cutter, and one more, in memory, each of them
-// twice: as it was, and compressed. Of very large ones it holds fewer.
+// twice: as it was, and compressed. Of very large ones it holds fewer, at the
+// largest size only one.
 func NewPool(workers, cutters, chunkSize int) *Pool {
 	// Each cutter may keep one for its batch and needs another for the next chunk.
 	n := max(min(workers+max(cutters, 2), poolBudget/(2*max(chunkSize, 1))), 1+cutters)
 	p := &Pool{
 		workers:   make(chan struct{}, max(workers, 1)),
 		slots:     make(chan *slot, n),
+		large:     make(chan buffers, max(poolBudget/(2*max(chunkSize, 1)), 1)),
 		chunkSize: chunkSize,
+	}
+	for range cap(p.large) {
+		p.large <- buffers{}
 	}
 	for range n {
 		p.slots <- &slot{done: make(chan struct{}, 1)}
@@ -72,7 +89,23 @@ func (s *slot) room(n, limit int) {
 	s.raw = append(make([]byte, 0, max(min(size, limit), n)), s.raw...)
 }
 
+// enlarge gives a slot the buffers for a large chunk.
+func (p *Pool) enlarge(ctx context.Context, s *slot) error {
+	select {
+	case b := <-p.large:
+		s.own, s.large = buffers{s.raw, s.buf}, true
+		s.raw, s.buf = b.raw[:0], b.buf
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (p *Pool) put(s *slot) {
+	if s.large {
+		p.large <- buffers{s.raw, s.buf}
+		s.raw, s.buf, s.own, s.large = s.own.raw, s.own.buf, buffers{}, false
+	}
 	s.raw, s.out, s.pieces, s.err = s.raw[:0], nil, s.pieces[:0], nil
 	p.slots <- s
 }
