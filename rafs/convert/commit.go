@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -103,7 +103,7 @@ func Commit(ctx context.Context, o CommitOptions) (*Committed, error) {
 		return nil, err
 	}
 	defer i.close()
-	if err := c.push(ctx, i); err != nil {
+	if err := i.push(ctx, c.o.Target); err != nil {
 		return nil, fmt.Errorf("%w (%s)", err, again)
 	}
 	c.result.Root, c.result.Inodes = i.doc, i.plan.Inodes()
@@ -115,25 +115,18 @@ type commit struct {
 	o    CommitOptions
 	opts Options // of what is written
 
-	manifest *v1.Manifest
-	config   []byte
-	boot     v1.Descriptor
-	file     *os.File // of the bootstrap
-	metas    map[string]*os.File
-	im       *image.Image
-	blobs    rafs.Blobs
-	base     *tree.Layer
-	layers   []*layer // Mounts, Paths, Upper, then what that has in part
-	partial  []string // paths of which Upper has a part only
-	result   Committed
+	*parent
+	im      *image.Image
+	blobs   rafs.Blobs
+	base    *tree.Layer
+	layers  []*layer // Mounts, Paths, Upper, then what that has in part
+	partial []string // paths of which Upper has a part only
+	result  Committed
 }
 
 func (c *commit) close() {
 	for _, l := range c.layers {
 		l.close()
-	}
-	for _, f := range c.metas {
-		_ = f.Close()
 	}
 	if c.base != nil {
 		_ = c.base.Close() // temporary files
@@ -141,26 +134,17 @@ func (c *commit) close() {
 	if c.im != nil {
 		_ = c.im.Close()
 	}
-	if c.file != nil {
-		_ = c.file.Close()
+	if c.parent != nil {
+		c.parent.close()
 	}
 }
 
 // open reads the image.
-func (c *commit) open(ctx context.Context) error {
-	if c.o.Platform.Architecture == "" {
-		c.o.Platform = artifact.Options{}.WantPlatform()
-	}
-	_, m, err := store.Image(ctx, c.o.Source, c.o.Platform, artifact.Marked)
-	if err != nil {
+func (c *commit) open(ctx context.Context) (err error) {
+	if c.parent, err = findParent(ctx, c.o.Source, c.o.Platform); err != nil {
 		return err
 	}
-	boot, ok := artifact.Bootstrap(m)
-	if !ok {
-		return artifact.ErrNotRAFS
-	}
-	c.manifest, c.boot = m, boot
-	for _, d := range m.Layers {
+	for _, d := range c.manifest.Layers {
 		if d.Annotations[artifact.AnnotationRef] != "" {
 			return errors.New("the image refers to OCI layers (zran): convert it without --oci-ref first")
 		}
@@ -168,8 +152,8 @@ func (c *commit) open(ctx context.Context) error {
 	if c.result.Times = 1 + len(c.committed()); c.result.Times > c.o.MaxTimes {
 		return fmt.Errorf("the image was committed to %d times, limit %d: convert it anew from an OCI image", c.result.Times-1, c.o.MaxTimes)
 	}
-	if c.config, err = store.Bytes(ctx, c.o.Source, m.Config, artifact.MaxConfig); err != nil {
-		return fmt.Errorf("config: %w", err)
+	if err := c.parent.fetch(ctx, &c.opts); err != nil {
+		return err
 	}
 	if err := c.openBootstrap(ctx); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
@@ -199,42 +183,8 @@ func (c *commit) committed() []string {
 	return strings.Split(list, ",")
 }
 
-// openBootstrap reads the bootstrap layer: the bootstrap, and the chunk information
-// of the blobs, which the new one needs, too.
+// openBootstrap reads the bootstrap as the lowest layer.
 func (c *commit) openBootstrap(ctx context.Context) error {
-	if c.boot.Size > artifact.MaxBootstrap {
-		return fmt.Errorf("layer of %d bytes, limit %d", c.boot.Size, artifact.MaxBootstrap)
-	}
-	r, err := store.Verified(ctx, c.o.Source, c.boot)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	c.metas = map[string]*os.File{}
-	_, readErr := artifact.ReadLayer(r, func(name string, _ int64, r io.Reader) error {
-		id, meta := strings.CutSuffix(strings.TrimPrefix(name, artifact.BootstrapDir+"/"), artifact.MetaSuffix)
-		if name != artifact.BootstrapFile && !meta || name == artifact.BootstrapFile && c.file != nil {
-			return nil
-		}
-		f, err := c.opts.tempFile()
-		if err != nil {
-			return err
-		}
-		if meta {
-			c.metas[id] = f
-		} else {
-			c.file = f
-		}
-		_, err = io.Copy(f, r)
-		return err
-	})
-	// A layer that is not what the manifest says is that, whatever came out of it.
-	if err := errors.Join(r.Verify(), readErr); err != nil {
-		return err
-	}
-	if c.file == nil {
-		return fmt.Errorf("no %s in the layer", artifact.BootstrapFile)
-	}
 	size, err := c.file.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
@@ -409,31 +359,29 @@ func (c *commit) addBlob(i *rafsImage, info *write.BlobInfo) error {
 			return nil
 		}
 	}
-	for _, d := range c.manifest.Layers {
-		if d.Digest.Hex != info.ID {
-			continue
-		}
-		p := &piece{v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, func(ctx context.Context, from int64) (io.ReadCloser, error) {
-			return c.o.Source.Blob(ctx, d, from)
-		}}
-		i.blobs = append(i.blobs, blobLayer{p, info, -1})
-		return nil
+	p, err := c.parent.blob(info.ID)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("blob %s: the manifest does not list it", info.ID)
+	i.blobs = append(i.blobs, blobLayer{p, info, -1})
+	return nil
 }
 
-// push stores the image, its name last.
-func (c *commit) push(ctx context.Context, i *rafsImage) error {
-	pieces := []*piece{}
+// documents makes configuration and manifest.
+func (c *commit) documents(i *rafsImage) error {
+	commits := c.committed()
 	for _, b := range i.blobs {
-		pieces = append(pieces, b.piece)
-	}
-	for _, p := range append(pieces, i.bootstrap, i.config) {
-		if _, err := c.o.Target.Blob(ctx, p.desc, p.open); err != nil {
-			return err
+		if b.layer >= 0 {
+			commits = append(commits, b.desc.Digest.String())
 		}
 	}
-	return c.o.Target.Tag(ctx, i.doc)
+	boot := map[string]string{
+		artifact.AnnotationBootstrap: "true", artifact.AnnotationFSVersion: strconv.Itoa(c.opts.Format.Version),
+	}
+	if len(commits) > 0 {
+		boot[artifact.AnnotationCommit] = strings.Join(commits, ",")
+	}
+	return c.derive(i, boot, v1.History{CreatedBy: "rafsd commit", Comment: "changes of a container"})
 }
 
 // foreignInfos are blobs of images that exist.
