@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
+	"github.com/rafsd/rafsd/rafs/blob/backend/httprange"
 )
 
 // session talks to one repository, logged in once.
@@ -57,13 +59,25 @@ func (s *session) url(part string, args ...any) string {
 func (s *session) do(req *http.Request, codes ...int) (*http.Response, error) {
 	res, err := s.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, unsigned(err)
 	}
 	if err := transport.CheckError(res, codes...); err != nil {
 		res.Body.Close()
 		return nil, err
 	}
 	return res, nil
+}
+
+// unsigned takes out of an error what a registry has signed: the query of the place
+// that it sent us to.
+func unsigned(err error) error {
+	var at *url.Error
+	if errors.As(err, &at) {
+		if u, parseErr := url.Parse(at.URL); parseErr == nil {
+			at.URL = httprange.Redact(u)
+		}
+	}
+	return err
 }
 
 func (s *session) remote(ctx context.Context) []remote.Option {
@@ -74,7 +88,7 @@ func (s *session) remote(ctx context.Context) []remote.Option {
 func (s *session) document(ctx context.Context, ref name.Reference) (*Document, error) {
 	desc, err := remote.Get(ref, s.remote(ctx)...)
 	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", ref, err)
+		return nil, fmt.Errorf("manifest %s: %w", ref, unsigned(err))
 	}
 	return newDocument(v1.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest}, desc.Manifest)
 }
@@ -270,7 +284,7 @@ func (s *registrySource) Referrers(ctx context.Context, digest v1.Hash) ([]v1.De
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("referrers of %s: %w", digest, err)
+		return nil, fmt.Errorf("referrers of %s: %w", digest, unsigned(err))
 	}
 	m, err := index.IndexManifest()
 	if err != nil {

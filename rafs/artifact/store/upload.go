@@ -232,7 +232,7 @@ func (u *upload) begin() (mounted bool, err error) {
 func (u *upload) move(req *http.Request, res *http.Response) error {
 	next, err := url.Parse(res.Header.Get("Location"))
 	if err != nil || res.Header.Get("Location") == "" {
-		return fmt.Errorf("the registry gave the upload the location %q", res.Header.Get("Location"))
+		return errors.New("the registry gave the upload no location, or one that is no URL")
 	}
 	u.location = req.URL.ResolveReference(next).String()
 	return nil
