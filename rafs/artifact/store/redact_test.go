@@ -50,7 +50,9 @@ func TestErrorsShowNoSignatures(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dst.Close()
-	_, pushErr := dst.Blob(t.Context(), d, func(context.Context, int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("data")), nil })
+	_, pushErr := dst.Blob(t.Context(), d, func(context.Context, int64) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("data")), nil
+	})
 	for what, err := range map[string]error{"read": readErr, "push": pushErr} {
 		if err == nil || strings.Contains(err.Error(), "swordfish") {
 			t.Errorf("%s: got %v, want an error without the signature", what, err)
