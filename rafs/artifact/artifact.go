@@ -40,6 +40,8 @@ const (
 	// AnnotationCommit lists the blobs that were committed on top of an image, by
 	// digest with commas between, on the bootstrap layer.
 	AnnotationCommit = "containerd.io/snapshot/nydus-commit-blobs"
+	// AnnotationPrefetch names the blob with the files that are wanted first.
+	AnnotationPrefetch = "containerd.io/snapshot/nydus-separated-blob-with-prefetch-files"
 	// AnnotationSource and AnnotationTarget are the digests of the OCI layer that a
 	// blob was made of and of the blob; a cache image has them on its layers.
 	AnnotationSource = "containerd.io/snapshot/nydus-source-digest"

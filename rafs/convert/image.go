@@ -175,13 +175,20 @@ func (i *rafsImage) packBootstrap(ctx context.Context, o *Options, metas map[str
 	if err := check.Image(ctx, fmt.Sprintf("/proc/self/fd/%d", plain.Fd())); err != nil {
 		return fmt.Errorf("what was written is wrong, please report this: %w", err)
 	}
+	return i.packLayer(o, docker, func(w io.Writer) error {
+		return writeBootstrap(w, io.NewSectionReader(plain, 0, i.plan.Size()), i.plan, o.Format.Version, metas)
+	})
+}
+
+// packLayer makes the bootstrap layer of a tar.
+func (i *rafsImage) packLayer(o *Options, docker bool, tar func(io.Writer) error) (err error) {
 	if i.file, err = o.tempFile(); err != nil {
 		return err
 	}
 	stored, diff := sha256.New(), sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(i.file, stored), 128<<10)
 	packer := gzip.NewWriter(out)
-	if err := writeBootstrap(io.MultiWriter(packer, diff), io.NewSectionReader(plain, 0, i.plan.Size()), i.plan, o.Format.Version, metas); err != nil {
+	if err := tar(io.MultiWriter(packer, diff)); err != nil {
 		return err
 	}
 	if err := packer.Close(); err != nil {
