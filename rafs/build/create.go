@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
@@ -264,7 +263,7 @@ func (c *creation) read(files *counter) (err error) {
 		})
 		return err
 	}
-	f, err := os.Open(o.Source)
+	f, err := openSource(c.ctx, o.Source)
 	if err != nil {
 		return err
 	}

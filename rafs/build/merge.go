@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/build/source/rafs"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/build/write"
@@ -31,6 +32,10 @@ type MergeOptions struct {
 	// with the metadata. The digests, in hex, become ids.
 	BlobDigests []string
 	BlobSizes   []uint64
+	// Blobs, if not nil, has the layers' blobs. Of a blob whose bootstrap was taken out
+	// of it, the file of that being named after it, it is asked for the size and the
+	// table of contents; the lists go before.
+	Blobs backend.Backend
 	// TOCDigests and TOCSizes describe the tables of contents of these blobs.
 	TOCDigests []string
 	TOCSizes   []uint64
@@ -252,7 +257,11 @@ func (o *ownBlob) fix(info *rafs.Info) error {
 	o.seen = true
 	separate := features&layout.FeatureSeparate != 0
 	tarfs := features&layout.FeatureTarfs != 0
-	if err := measure(o.path, o.im, info); err != nil {
+	err := measure(o.path, o.im, info)
+	if err == nil && opts.Blobs != nil {
+		err = measureIn(o.ctx, opts.Blobs, stem(o.path), features, info)
+	}
+	if err != nil {
 		return err
 	}
 	if !tarfs && (len(opts.BlobIDs) > 0 || !separate && !o.named(features)) {

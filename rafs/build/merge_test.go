@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -11,7 +12,9 @@ import (
 
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
@@ -139,6 +142,34 @@ func TestMergeOwnLayers(t *testing.T) {
 				t.Errorf("v%d: blob %d is %+v, want %s of %d bytes without its bootstrap", version, i, b, filepath.Base(sources[i]), o.BlobSizes[i])
 			}
 		}
+	}
+}
+
+// Bootstraps that were taken out of their blobs become the same image as the blobs do,
+// if there is a backend to ask about these.
+func TestMergeAsksBackend(t *testing.T) {
+	dir := t.TempDir()
+	blobs := layersOf(t, 6, dir)
+	want := merge(t, mergeOptions(t, blobs...))
+	o := mergeOptions(t)
+	for _, path := range blobs {
+		raw, err := os.ReadFile(path)
+		must(t, err)
+		var boot bytes.Buffer
+		must(t, image.ExtractBootstrap(&boot, bytes.NewReader(raw), int64(len(raw))))
+		taken := filepath.Join(t.TempDir(), filepath.Base(path)+".boot")
+		must(t, os.WriteFile(taken, boot.Bytes(), 0o644))
+		o.Sources = append(o.Sources, taken)
+	}
+	all := openTest(t, want.Bootstrap).Blobs()[0]
+	if b := openTest(t, merge(t, o).Bootstrap).Blobs()[0]; b.CompressedSize >= all.CompressedSize || b.TOCSize != 0 {
+		t.Errorf("nobody was asked, but the blob has %d of %d bytes, %d of them contents", b.CompressedSize, all.CompressedSize, b.TOCSize)
+	}
+	o.Blobs = local(t, dir)
+	sameFiles(t, filepath.Dir(want.Bootstrap), filepath.Dir(merge(t, o).Bootstrap))
+	o.Blobs = local(t, t.TempDir())
+	if _, err := Merge(context.Background(), o); !errors.Is(err, backend.ErrNotFound) {
+		t.Errorf("a backend without the blobs: %v, want ErrNotFound", err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/rafsd/rafsd/rafs/build/source/estargz"
 	"github.com/rafsd/rafsd/rafs/build/source/tarfs"
@@ -15,7 +14,7 @@ import (
 
 // reference builds an image over data that stays what it is.
 func (c *creation) reference() error {
-	f, err := os.Open(c.opts.Source)
+	f, err := openSource(c.ctx, c.opts.Source)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,14 @@
 package build
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/build/source/rafs"
 	"github.com/rafsd/rafsd/rafs/image"
 	"github.com/rafsd/rafsd/rafs/layout"
@@ -26,16 +28,50 @@ func measure(path string, im *image.Image, info *rafs.Info) error {
 	if err != nil || st.Size() == im.Super().Size {
 		return err
 	}
+	return measureObject(f, st.Size(), info)
+}
+
+// measureIn is measure for a blob in a backend, if its bootstrap, which was taken out
+// of it, says that it has one.
+func measureIn(ctx context.Context, b backend.Backend, id string, features layout.Features, info *rafs.Info) error {
+	if features&layout.FeatureInlinedFSMeta == 0 {
+		return nil
+	}
+	r, err := b.Open(id)
+	if err != nil {
+		return err
+	}
+	size, err := r.Size(ctx)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", id, err)
+	}
+	return measureObject(rangeReader{ctx, r}, size, info)
+}
+
+// rangeReader is an io.ReaderAt of a blob in a backend.
+type rangeReader struct {
+	ctx context.Context
+	backend.Reader
+}
+
+func (r rangeReader) ReadAt(p []byte, off int64) (int, error) {
+	if err := r.ReadRange(r.ctx, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func measureObject(f io.ReaderAt, size int64, info *rafs.Info) error {
 	e := &info.Entry
 	if layout.Features(e.Features)&layout.FeatureSeparate == 0 {
-		e.CompressedSize = uint64(st.Size())
+		e.CompressedSize = uint64(size)
 	} else {
-		e.MetaSize = uint64(st.Size())
+		e.MetaSize = uint64(size)
 	}
 	if layout.Features(e.Features)&layout.FeatureHasTOC == 0 {
 		return nil
 	}
-	toc, err := tail(f, st.Size())
+	toc, err := tail(f, size)
 	if err != nil {
 		return fmt.Errorf("table of contents: %w", err)
 	}

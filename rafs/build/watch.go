@@ -1,8 +1,13 @@
 package build
 
 import (
+	"context"
 	"io"
 	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tellEvery is how many bytes are read between two calls of Host.Progress.
@@ -59,7 +64,7 @@ func fileSize(path string) int64 {
 }
 
 // watch is f, of which Host.Progress hears.
-func (h *Host) watch(f *os.File) io.Reader {
+func (h *Host) watch(f *sourceFile) io.Reader {
 	if h.Progress == nil {
 		return f
 	}
@@ -68,4 +73,57 @@ func (h *Host) watch(f *os.File) io.Reader {
 		w.total = st.Size()
 	}
 	return w
+}
+
+// sourceFile is a file that a build reads. Nobody may ever write to a fifo, or go on
+// writing to it: when ctx ends, whoever waits for that waits no longer.
+type sourceFile struct {
+	*os.File
+	ctx  context.Context
+	stop func() bool
+}
+
+func openSource(ctx context.Context, path string) (*sourceFile, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	var opened atomic.Pointer[os.File]
+	var failed atomic.Bool
+	stop := context.AfterFunc(ctx, func() {
+		for opened.Load() == nil && !failed.Load() && st.Mode()&os.ModeNamedPipe != 0 {
+			// A writer ends the wait for one, once that has begun (fifo(7)).
+			if w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+				w.Close()
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if f := opened.Load(); f != nil {
+			_ = f.SetReadDeadline(time.Now()) // only what can wait has one
+		}
+	})
+	f, err := os.Open(path)
+	if err != nil {
+		failed.Store(true)
+		stop()
+		return nil, err
+	}
+	opened.Store(f)
+	if ctx.Err() != nil {
+		_ = f.SetReadDeadline(time.Now())
+	}
+	return &sourceFile{f, ctx, stop}, nil
+}
+
+func (s *sourceFile) Read(p []byte) (int, error) {
+	n, err := s.File.Read(p)
+	if err != nil && s.ctx.Err() != nil {
+		err = context.Cause(s.ctx)
+	}
+	return n, err
+}
+
+func (s *sourceFile) Close() error {
+	s.stop()
+	return s.File.Close()
 }

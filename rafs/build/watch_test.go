@@ -2,9 +2,14 @@ package build
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rafsd/rafsd/internal/testenv"
 )
 
 // news remembers what Host.Progress was told.
@@ -74,4 +79,32 @@ func TestProgress(t *testing.T) {
 	})
 	must(t, err)
 	n.complete("optimize", 2<<20+77+300000)
+}
+
+// A fifo that nobody writes to, or that somebody has left open, keeps no build from
+// ending when it is told to.
+func TestCreateFromSilentFIFO(t *testing.T) {
+	for _, typ := range []SourceType{TarRafs, TargzRef} {
+		for _, writer := range []bool{false, true} {
+			testenv.LeakCheck(t)
+			o := options(t, filepath.Join(t.TempDir(), "fifo"))
+			o.Type = typ
+			must(t, unix.Mkfifo(o.Source, 0o600))
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+			go func() {
+				_, err := Create(ctx, o)
+				done <- err
+			}()
+			if writer {
+				w, err := os.OpenFile(o.Source, os.O_WRONLY, 0) // waits for the reader
+				must(t, err)
+				defer w.Close()
+			}
+			cancel()
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Errorf("type %v, writer %t: %v, want context.Canceled", typ, writer, err)
+			}
+		}
+	}
 }
