@@ -32,19 +32,23 @@ const (
 	blockHeaderSize = 3
 )
 
-// Encoder makes frames, one after the other. It holds about 1.4 MB and is for one
+// Encoder makes frames, one after the other. It holds about 1.2 MB and is for one
 // goroutine at a time. The zero value is ready to use.
 type Encoder struct {
-	long     [1 << longBits]uint32
-	short    [1 << shortBits]uint32
-	seqs     []sequence
-	literals []byte
-	huff     huff0.Scratch
-	codes    [kinds]coder
-	bits     []byte // of the sequences of a block
+	long, short places
 
+	// What search finds in a block: sequences, and their literals in one row.
+	seq      [maxSequences]sequence
+	seqs     int
+	literals [maxBlock + slack]byte
+	lits     int
 	// rep are the last two offsets.
 	rep [2]int
+
+	huff     huff0.Scratch
+	codes    [kinds]coder
+	seqCodes [maxSequences]uint32 // see split
+	bits     [maxBlock + 32]byte  // of the sequences of a block
 }
 
 // Encode appends one frame with src in it to dst. It panics if src is longer than
@@ -69,13 +73,8 @@ func (e *Encoder) Encode(dst, src []byte) []byte {
 
 // begin forgets what an earlier frame left behind.
 func (e *Encoder) begin(p *params) {
-	clear(e.long[:1<<(64-p.longShift)])
-	clear(e.short[:1<<(64-p.shortShift)])
-	if e.seqs == nil {
-		e.seqs = make([]sequence, 0, maxSequences)
-		e.literals = make([]byte, 0, maxBlock)
-		e.bits = make([]byte, maxSequences*maxSequenceBytes+16)
-	}
+	clear(e.long[:1<<(64-p.shift)])
+	clear(e.short[:1<<(64-p.shift)])
 	e.rep = [2]int{1, 4} // RFC 8878, 3.1.1.5
 	e.huff.Reuse = huff0.ReusePolicyNone
 	for i := range e.codes {

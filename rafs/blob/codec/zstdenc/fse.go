@@ -22,7 +22,7 @@ type table struct {
 	// next are states, those that encode one symbol together.
 	next [1 << 9]uint16
 	// symbols say how each is encoded.
-	symbols [maxSymbols]transition
+	symbols [64]transition
 }
 
 // transition encodes one symbol. A state plus bits, shifted right by 16, is how many
@@ -30,7 +30,7 @@ type table struct {
 // next state.
 type transition struct {
 	bits uint32
-	find int32
+	find uint32 // may be negative
 }
 
 // coder is an alphabet in a frame.
@@ -50,25 +50,18 @@ func (c *coder) keep() {
 }
 
 // start is the state before the last symbol.
-func (t *table) start(symbol uint8) uint32 {
-	if t.log == 0 {
-		return 0
-	}
-	tr := t.symbols[symbol]
+func (t *table) start(symbol uint32) uint32 {
+	tr := t.symbols[symbol&63]
 	n := (tr.bits + 1<<15) >> 16
 	v := n<<16 - tr.bits
-	return uint32(t.next[int32(v>>n)+tr.find])
+	return uint32(t.next[(v>>(n&31)+tr.find)&511])
 }
 
-// step encodes a symbol before those that state stands for.
-func (t *table) step(w *bitWriter, state uint32, symbol uint8) uint32 {
-	if t.log == 0 {
-		return 0
-	}
-	tr := t.symbols[symbol]
-	n := (state + tr.bits) >> 16
-	w.add(uint64(state)&(1<<(n&31)-1), uint(n))
-	return uint32(t.next[(int32(state>>(n&31))+tr.find)&511])
+// single makes t the table of one symbol, which takes no bits.
+func (t *table) single(symbol int) {
+	t.log = 0
+	t.symbols[symbol] = transition{}
+	t.next[0] = 0
 }
 
 // choose picks the cheapest way to encode symbols that occur so often, n in all,
@@ -77,7 +70,7 @@ func (c *coder) choose(dst []byte, a *alphabet, counts []uint32, n int) (byte, [
 	top := 0
 	for s, count := range counts {
 		if int(count) == n {
-			c.now.log = 0
+			c.now.single(s)
 			return modeRLE, append(dst, byte(s))
 		}
 		if count > 0 {
@@ -280,7 +273,7 @@ func (t *table) build() {
 		if share > 1 {
 			n = uint32(int(t.log) + 1 - bits.Len(uint(share-1)))
 		}
-		t.symbols[s] = transition{bits: n<<16 - uint32(share)<<n, find: first[s] - int32(share)}
+		t.symbols[s] = transition{bits: n<<16 - uint32(share)<<n, find: uint32(first[s] - int32(share))}
 	}
 	for u := range size {
 		s := order[u]

@@ -20,7 +20,7 @@ const (
 // appendLiterals appends the literals section. The result tells whether it has a
 // Huffman table that the next block may use again.
 func (e *Encoder) appendLiterals(dst []byte) (out []byte, table bool) {
-	lit := e.literals
+	lit := e.literals[:e.lits]
 	if len(lit) < minHuffman {
 		return append(appendSimple(dst, literalsRaw, len(lit)), lit...), false
 	}

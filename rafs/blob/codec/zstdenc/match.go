@@ -6,69 +6,71 @@ import (
 )
 
 const (
-	// Tables of the largest inputs, as powers of two. With more entries frames become
-	// a tenth of a percent smaller, and little else fits the second-level cache.
-	longBits  = 16
-	shortBits = 16
+	// tableBits is the size of the tables of the largest inputs, as a power of two.
+	// With more entries frames become a tenth of a percent smaller, and little else
+	// fits the second-level cache.
+	tableBits = 16
 
 	// minMatch is the shortest match that is looked for.
 	minMatch = 4
 	// margin is what must be left of a block for a position to be looked at: eight
 	// bytes there and at the next.
 	margin = 9
+	// skipBits is after how many bytes without a match one more is left out at each
+	// step, as a power of two.
+	skipBits = 9
 
 	maxSequences = maxBlock/minMatch + 1
+	// slack is how much more than the literals of a block may be written: short runs
+	// of them are copied sixteen at a time.
+	slack = 16
 
 	prime = 0xcf1bbcdcb7a56463
 )
 
-// sequence is some literals and a match behind them (RFC 8878, 3.1.1.3.2).
-type sequence struct {
-	literals uint32
-	match    uint32 // length less 3
-	offset   uint32 // 1: repeats an earlier one, else that of the match plus 3
-}
+// sequence is some literals and a match behind them (RFC 8878, 3.1.1.3.2): from the
+// lowest bit on 18 bits of how many literals, 18 of the length of the match less 3,
+// and the offset, 1 if it repeats an earlier one, else that of the match plus 3.
+type sequence uint64
+
+func (s sequence) literals() uint32 { return uint32(s) & (1<<18 - 1) }
+func (s sequence) match() uint32    { return uint32(s>>18) & (1<<18 - 1) }
+func (s sequence) offset() uint32   { return uint32(s >> 36) }
+
+// places know where bytes with a hash were seen last. The low bits of an entry are
+// the place in the input, those above are of the hash: most places that cannot match
+// need not be looked at.
+type places [1 << tableBits]uint32
 
 // params are how an input is searched, by its size.
 type params struct {
-	longShift, shortShift uint // of the hashes
-	// places masks the low bits of an entry of a table, a place in the input. The
-	// bits above are of the hash: most places that cannot match need not be looked
-	// at.
-	places uint32
+	shift uint   // of the hashes
+	tags  uint32 // masks the bits of an entry that are of the hash
 }
 
 // paramsFor chooses tables no larger than an input can fill: they stay in the
 // processor's caches, and clearing them costs little.
 func paramsFor(size int) params {
-	need := max(8, bits.Len(uint(size-1)))
 	return params{
-		longShift: uint(64 - min(need, longBits)), shortShift: uint(64 - min(need, shortBits)),
-		places: 1<<max(16, bits.Len(uint(size))) - 1,
+		shift: uint(64 - min(max(8, bits.Len(uint(size-1))), tableBits)),
+		tags:  ^uint32(1<<max(16, bits.Len(uint(size))) - 1),
 	}
 }
 
-// hash is where in a table some bytes are looked for, and what an entry has of them.
-type hash struct {
-	at  uint64
-	tag uint32
-}
-
-// long hashes eight bytes.
-func (p *params) long(v uint64) hash {
+// put notes that v is at place s. The result is what was noted before; it is a
+// place if it has none of the tags.
+func (p *params) put(t *places, v uint64, s int) uint32 {
 	h := v * prime
-	return hash{h >> (p.longShift & 63) & (1<<longBits - 1), uint32(h) &^ p.places}
+	slot := &t[h>>(p.shift&63)&(1<<tableBits-1)]
+	entry := uint32(h)&p.tags | uint32(s)
+	before := *slot ^ entry ^ uint32(s)
+	*slot = entry
+	return before
 }
 
-// short hashes the four low bytes of v.
-func (p *params) short(v uint64) hash {
-	h := v << 32 * prime
-	return hash{h >> (p.shortShift & 63) & (1<<shortBits - 1), uint32(h>>10) &^ p.places}
-}
+func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i : i+8 : i+8]) }
 
-func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
-
-func load32(b []byte, i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
+func load32(b []byte, i int) uint32 { return binary.LittleEndian.Uint32(b[i : i+4 : i+4]) }
 
 // matchLen is how many bytes at a and at b, which is behind a, are the same.
 func matchLen(src []byte, a, b int) int {
@@ -87,93 +89,105 @@ func matchLen(src []byte, a, b int) int {
 	return n
 }
 
-// find fills seqs and literals with what block src[at:] is made of. It looks for
-// eight equal bytes and, where there are none, for four, through one table each
-// that knows the last place of each hash.
+// find fills seq and literals with what block src[at:] is made of.
 func (e *Encoder) find(src []byte, at int, p *params) {
-	e.seqs, e.literals = e.seqs[:0], e.literals[:0]
-	places := p.places
+	if e.rep[0] > at+1 { // search does not look again
+		panic("zstdenc: offset from another frame")
+	}
+	anchor := search(e, src, at, p.shift, p.tags)
+	e.lits += copy(e.literals[e.lits:], src[anchor:])
+}
+
+// searchGo finds the sequences of block src[at:]. It looks for eight equal bytes and,
+// where there are none, for four, through one table each that knows the last place
+// of each hash. The result is where the last match ends.
+func searchGo(e *Encoder, src []byte, at int, shift uint, tags uint32) (anchor int) {
+	p := &params{shift, tags}
+	e.seqs, e.lits = 0, 0
 	limit := len(src) - margin
 	// A table says 0 where it has nothing, so that place is never looked for.
-	anchor, s := at, max(at, 1)
+	anchor = at
 	rep0, rep1 := e.rep[0], e.rep[1]
-	for s <= limit {
-		v := load64(src, s)
-		hl, hs := p.long(v), p.short(v)
-		inLong, inShort := e.long[hl.at], e.short[hs.at]
-		e.long[hl.at], e.short[hs.at] = hl.tag|uint32(s), hs.tag|uint32(s)
+	for s := max(at, 1); s <= limit; {
+		v, next := load64(src, s), load64(src, s+1)
+		long := p.put(&e.long, v, s)
+		short := p.put(&e.short, uint64(uint32(v)), s)
 		first := s + 2
-
-		var from, n int
-		again := false
+		from, offset := 0, 1
+		x := load64(src, s+1-rep0) ^ next // 0 where eight bytes match
+		again := uint32(x) == 0
 		switch {
-		case s+1 >= rep0 && load32(src, s+1-rep0) == uint32(v>>8):
+		case again:
 			// The offset of the last match, a byte further on.
-			s, again = s+1, true
-			n = 4 + matchLen(src, s-rep0+4, s+4)
-		case inLong^hl.tag <= places && load64(src, int(inLong&places)) == v:
-			from = int(inLong & places)
-			n = 8 + matchLen(src, from+8, s+8)
-		case inShort^hs.tag <= places && load32(src, int(inShort&places)) == uint32(v):
-			from = int(inShort & places)
+			s++
+			from = s - rep0
+		case long&tags == 0 && load64(src, int(long)) == v:
+			from, x = int(long), 0
+		case short&tags == 0 && load32(src, int(short)) == uint32(v):
+			from, x = int(short), load64(src, int(short))^v
 			// Eight at the next byte are better than four here.
-			next := load64(src, s+1)
-			hl = p.long(next)
-			inLong = e.long[hl.at]
-			e.long[hl.at] = hl.tag | uint32(s+1)
-			if inLong^hl.tag <= places && load64(src, int(inLong&places)) == next {
-				s, from = s+1, int(inLong&places)
+			if long = p.put(&e.long, next, s+1); long&tags == 0 && load64(src, int(long)) == next {
+				s, from, x = s+1, int(long), 0
 			}
-			n = 4 + matchLen(src, from+4, s+4)
 		default:
-			s += 1 + (s-anchor)>>9
+			s += 1 + (s-anchor)>>skipBits
 			continue
 		}
-		offset := uint32(1)
+		n := bits.TrailingZeros64(x) >> 3
+		if x == 0 {
+			n = 8 + matchLen(src, from+8, s+8)
+		}
 		if !again {
 			for s > anchor && from > 0 && src[s-1] == src[from-1] {
 				s, from, n = s-1, from-1, n+1
 			}
 			rep1, rep0 = rep0, s-from
-			offset = uint32(rep0) + 3
+			offset = rep0 + 3
 		}
-		e.add(src[anchor:s], n, offset)
+		e.add(src, anchor, s-anchor, n, offset)
 		if s += n; s <= limit {
-			e.note(src, first, s, p)
-			s, rep0, rep1 = e.repeats(src, s, rep0, rep1, p)
+			p.note(e, src, first, s)
+			s, rep0, rep1 = p.repeats(e, src, s, rep0, rep1)
 		}
 		anchor = s
 	}
-	e.literals = append(e.literals, src[anchor:]...)
 	e.rep = [2]int{rep0, rep1}
+	return anchor
+}
+
+// note puts places inside a match into the tables: near its start, and before its end.
+func (p *params) note(e *Encoder, src []byte, first, end int) {
+	v := load64(src, first)
+	p.put(&e.long, v, first)
+	p.put(&e.short, uint64(uint32(v)), first)
+	v = load64(src, end-2)
+	p.put(&e.long, v, end-2)
+	p.put(&e.short, uint64(uint32(v>>8)), end-1)
 }
 
 // repeats takes matches directly behind another, as long as they have the offset
 // before the last one, and returns where they end.
-func (e *Encoder) repeats(src []byte, s, rep0, rep1 int, p *params) (end, last, before int) {
+func (p *params) repeats(e *Encoder, src []byte, s, rep0, rep1 int) (end, last, before int) {
 	for s <= len(src)-margin && s >= rep1 && load32(src, s) == load32(src, s-rep1) {
 		n := 4 + matchLen(src, s-rep1+4, s+4)
 		rep0, rep1 = rep1, rep0
 		v := load64(src, s)
-		hl, hs := p.long(v), p.short(v)
-		e.long[hl.at], e.short[hs.at] = hl.tag|uint32(s), hs.tag|uint32(s)
-		e.add(nil, n, 1)
+		p.put(&e.long, v, s)
+		p.put(&e.short, uint64(uint32(v)), s)
+		e.add(src, s, 0, n, 1)
 		s += n
 	}
 	return s, rep0, rep1
 }
 
-// note puts places inside a match into the tables: near its start, and before its end.
-func (e *Encoder) note(src []byte, first, end int, p *params) {
-	v := load64(src, first)
-	hl, hs := p.long(v), p.short(v)
-	e.long[hl.at], e.short[hs.at] = hl.tag|uint32(first), hs.tag|uint32(first)
-	v = load64(src, end-2)
-	hl, hs = p.long(v), p.short(v>>8)
-	e.long[hl.at], e.short[hs.at] = hl.tag|uint32(end-2), hs.tag|uint32(end-1)
-}
-
-func (e *Encoder) add(literals []byte, match int, offset uint32) {
-	e.literals = append(e.literals, literals...)
-	e.seqs = append(e.seqs, sequence{uint32(len(literals)), uint32(match - 3), offset})
+// add adds the sequence of some literals, which begin at anchor, and a match.
+func (e *Encoder) add(src []byte, anchor, literals, match, offset int) {
+	e.seq[e.seqs] = sequence(literals) | sequence(match-3)<<18 | sequence(offset)<<36
+	e.seqs++
+	if literals > slack || anchor+slack > len(src) {
+		e.lits += copy(e.literals[e.lits:], src[anchor:anchor+literals])
+		return
+	}
+	*(*[slack]byte)(e.literals[e.lits : e.lits+slack]) = *(*[slack]byte)(src[anchor : anchor+slack])
+	e.lits += literals
 }

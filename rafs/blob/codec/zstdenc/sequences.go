@@ -13,10 +13,6 @@ const (
 	kinds
 )
 
-// maxSequenceBytes bounds what one sequence takes: three states of at most 9 bits,
-// lengths of at most 16 bits each and an offset of at most 30.
-const maxSequenceBytes = 12
-
 // maxSymbols bounds the symbols of an alphabet.
 const maxSymbols = 53
 
@@ -44,38 +40,48 @@ var alphabets = [kinds]alphabet{
 var (
 	literalCodes [64]uint8
 	matchCodes   [128]uint8
-	literalExtra [36]uint8
-	matchExtra   [53]uint8
+	literalBits  [64]span
+	matchBits    [64]span
 )
+
+// span is the lengths of a code: extra bits tell which from base on.
+type span struct {
+	base  uint32
+	extra uint8
+}
 
 // Baselines of the codes whose lengths have extra bits (RFC 8878, 3.1.1.3.2.1.1).
 var (
-	literalBases = [...]int{16, 18, 20, 22, 24, 28, 32, 40, 48, 64}
-	matchBases   = [...]int{32, 34, 36, 38, 40, 44, 48, 56, 64, 80, 96, 128} // less 3
+	literalBases = [...]uint32{16, 18, 20, 22, 24, 28, 32, 40, 48, 64}
+	matchBases   = [...]uint32{32, 34, 36, 38, 40, 44, 48, 56, 64, 80, 96, 128} // less 3
 )
 
 func init() {
-	fillCodes(literalCodes[:], literalExtra[:], literalBases[:])
-	fillCodes(matchCodes[:], matchExtra[:], matchBases[:])
+	fillCodes(literalCodes[:], literalBits[:36], literalBases[:])
+	fillCodes(matchCodes[:], matchBits[:53], matchBases[:])
 }
 
-func fillCodes(codes, extra []uint8, bases []int) {
-	first := bases[0]
-	for v := range codes {
-		codes[v] = uint8(min(v, first))
-		for i, base := range bases {
-			if v >= base {
-				codes[v] = uint8(first + i)
-			}
+func fillCodes(codes []uint8, spans []span, bases []uint32) {
+	first := int(bases[0])
+	for i := range spans {
+		switch {
+		case i < first:
+			spans[i].base = uint32(i)
+		case i < first+len(bases):
+			spans[i].base = bases[i-first]
+		default:
+			spans[i].base = 2 * spans[i-1].base
 		}
 	}
-	for i := range bases[:len(bases)-1] {
-		extra[first+i] = uint8(bits.Len(uint(bases[i+1]-bases[i])) - 1)
-	}
-	// From the last one on each covers twice what the one before does.
-	for c, n := first+len(bases)-1, bits.Len(uint(bases[len(bases)-1]))-1; c < len(extra); c++ {
-		extra[c] = uint8(n)
-		n++
+	for i := range spans {
+		end := 2 * spans[i].base
+		if i+1 < len(spans) {
+			end = spans[i+1].base
+		}
+		spans[i].extra = uint8(bits.Len32(end-spans[i].base) - 1)
+		for v := spans[i].base; v < min(end, uint32(len(codes))); v++ {
+			codes[v] = uint8(i)
+		}
 	}
 }
 
@@ -98,7 +104,7 @@ func offsetCode(n uint32) uint8 { return uint8(bits.Len32(n) - 1) }
 // appendSequences appends the sequences section. The result tells whether it has
 // sequences, and so tables that the next block may use again.
 func (e *Encoder) appendSequences(dst []byte) (out []byte, any bool) {
-	n := len(e.seqs)
+	n := e.seqs
 	switch {
 	case n == 0:
 		return append(dst, 0), false
@@ -110,11 +116,7 @@ func (e *Encoder) appendSequences(dst []byte) (out []byte, any bool) {
 		dst = append(dst, 255, byte(n-0x7f00), byte((n-0x7f00)>>8))
 	}
 	var counts [kinds][64]uint32
-	for _, s := range e.seqs {
-		counts[literalLengths][literalCode(s.literals)&63]++
-		counts[offsets][offsetCode(s.offset)&63]++
-		counts[matchLengths][matchCode(s.match)&63]++
-	}
+	e.split(&counts)
 	modes := len(dst)
 	dst = append(dst, 0)
 	for i := range e.codes {
@@ -123,6 +125,77 @@ func (e *Encoder) appendSequences(dst []byte) (out []byte, any bool) {
 		dst[modes] |= mode << (6 - 2*i)
 	}
 	return append(dst, e.encode()...), true
+}
+
+// split takes each sequence apart: seqCodes get its codes, of literals, match and
+// offset in one byte each from the lowest on, and above them how many bits the codes
+// leave open; seq keeps those bits, at most 56, in the order they are written in.
+func (e *Encoder) split(counts *[kinds][64]uint32) {
+	seq, codes := e.seq[:e.seqs], e.seqCodes[:e.seqs]
+	for i, s := range seq {
+		literals, match, offset := s.literals(), s.match(), s.offset()
+		l, m, o := literalCode(literals)&63, matchCode(match)&63, offsetCode(offset)&63
+		counts[literalLengths][l]++
+		counts[offsets][o]++
+		counts[matchLengths][m]++
+		ll, ml := &literalBits[l], &matchBits[m]
+		seq[i] = sequence(literals-ll.base) |
+			sequence(match-ml.base)<<(ll.extra&63) |
+			sequence(offset^1<<(o&31))<<(ml.extra+ll.extra&63)
+		codes[i] = uint32(l) | uint32(m)<<8 | uint32(o)<<16 | uint32(ll.extra+ml.extra+o)<<24
+	}
+}
+
+// encode writes the bits of all sequences, from the last to the first, since the
+// decoder reads them from the end (RFC 8878, 3.1.1.3.2.1.3). It stops where they are
+// more than a block, which is then left raw.
+func (e *Encoder) encode() []byte {
+	out := &e.bits
+	seq, codes := e.seq[:e.seqs], e.seqCodes[:e.seqs]
+	ll, of, ml := &e.codes[literalLengths].now, &e.codes[offsets].now, &e.codes[matchLengths].now
+	last := len(seq) - 1
+	c := codes[last]
+	stateL, stateM, stateO := ll.start(c), ml.start(c>>8), of.start(c>>16)
+	acc, n, at := uint64(seq[last]), c>>24, 0
+	for i := last - 1; i >= 0 && at <= maxBlock; i-- {
+		c := codes[i]
+		// This leaves at most 7 bits, and states give 26.
+		binary.LittleEndian.PutUint64(out[at:at+8], acc)
+		at += int(n >> 3)
+		acc >>= n &^ 7 & 63
+		n &= 7
+
+		to, tm, tl := &of.symbols[c>>16&63], &ml.symbols[c>>8&63], &ll.symbols[c&63]
+		nO, nM, nL := (stateO+to.bits)>>16, (stateM+tm.bits)>>16, (stateL+tl.bits)>>16
+		restO, restM, restL := stateO>>(nO&31), stateM>>(nM&31), stateL>>(nL&31)
+		v := stateO ^ restO<<(nO&31)
+		v |= (stateM ^ restM<<(nM&31)) << (nO & 31)
+		v |= (stateL ^ restL<<(nL&31)) << ((nO + nM) & 31)
+		stateO = uint32(of.next[(restO+to.find)&511])
+		stateM = uint32(ml.next[(restM+tm.find)&511])
+		stateL = uint32(ll.next[(restL+tl.find)&511])
+		acc |= uint64(v) << (n & 63)
+		n += nO + nM + nL
+		if n+c>>24 > 63 {
+			binary.LittleEndian.PutUint64(out[at:at+8], acc)
+			at += int(n >> 3)
+			acc >>= n &^ 7 & 63
+			n &= 7
+		}
+		acc |= uint64(seq[i]) << (n & 63)
+		n += c >> 24
+	}
+	w := bitWriter{out: out[:], acc: acc, n: uint(n), at: at}
+	w.flush()
+	w.add(uint64(stateM)&(1<<ml.log-1), ml.log)
+	w.add(uint64(stateO)&(1<<of.log-1), of.log)
+	w.add(uint64(stateL)&(1<<ll.log-1), ll.log)
+	w.add(1, 1) // marks the end
+	w.flush()
+	if w.n > 0 {
+		w.at++
+	}
+	return e.bits[:w.at]
 }
 
 // bitWriter writes bits from the lowest on. It is emptied before it can overflow.
@@ -144,47 +217,4 @@ func (w *bitWriter) flush() {
 	w.at += int(w.n >> 3)
 	w.acc >>= w.n &^ 7 & 63
 	w.n &= 7
-}
-
-// encode writes the bits of all sequences, from the last to the first, since the
-// decoder reads them from the end (RFC 8878, 3.1.1.3.2.1.3).
-func (e *Encoder) encode() []byte {
-	w := bitWriter{out: e.bits}
-	ll, of, ml := &e.codes[literalLengths].now, &e.codes[offsets].now, &e.codes[matchLengths].now
-	last := e.seqs[len(e.seqs)-1]
-	stateM := ml.start(matchCode(last.match))
-	stateO := of.start(offsetCode(last.offset))
-	stateL := ll.start(literalCode(last.literals))
-	w.extra(last)
-	for i := len(e.seqs) - 2; i >= 0; i-- {
-		s := e.seqs[i]
-		stateO = of.step(&w, stateO, offsetCode(s.offset))
-		stateM = ml.step(&w, stateM, matchCode(s.match))
-		stateL = ll.step(&w, stateL, literalCode(s.literals))
-		w.flush()
-		w.extra(s)
-	}
-	w.add(uint64(stateM)&(1<<ml.log-1), ml.log)
-	w.add(uint64(stateO)&(1<<of.log-1), of.log)
-	w.add(uint64(stateL)&(1<<ll.log-1), ll.log)
-	w.add(1, 1) // marks the end
-	w.flush()
-	if w.n > 0 {
-		w.at++
-	}
-	return e.bits[:w.at]
-}
-
-// extra writes what the codes of a sequence leave open: at most 16, 16 and 30 bits, on
-// top of 7 that were left.
-func (w *bitWriter) extra(s sequence) {
-	l, m, o := literalCode(s.literals), matchCode(s.match), offsetCode(s.offset)
-	nl, nm := uint(literalExtra[l]), uint(matchExtra[m])
-	w.add(uint64(s.literals)&(1<<nl-1), nl)
-	w.add(uint64(s.match)&(1<<nm-1), nm)
-	if nl+nm > 24 {
-		w.flush()
-	}
-	w.add(uint64(s.offset)&(1<<o-1), uint(o))
-	w.flush()
 }
