@@ -191,6 +191,9 @@ func (f *convertFlags) format() (out convert.Format, err error) {
 	}
 	out.BatchSize = uint32(batch)
 	compressor, err := blob.ParseCompressor(f.compressor)
+	if err == nil && compressor == blob.CompressorGzip {
+		err = errors.New("want zstd, lz4_block or none, got gzip, which only layers are that stay what they are (--oci-ref)")
+	}
 	if err != nil {
 		return usage("compressor", err)
 	}

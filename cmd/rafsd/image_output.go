@@ -3,8 +3,10 @@ package main
 import (
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,6 +75,9 @@ func writeJSONFile(path string, data []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(temp) // if it was made at all
+		if at := new(*fs.PathError); errors.As(err, at) {
+			err = (*at).Err
+		}
 		return fmt.Errorf("--output-json %s: %w", path, err)
 	}
 	return nil

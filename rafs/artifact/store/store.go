@@ -85,11 +85,24 @@ const (
 // AnnotationRefName names an image in the index of an OCI layout.
 const AnnotationRefName = "org.opencontainers.image.ref.name"
 
+// checkLocal refuses the name of a local image that says not where.
+func checkLocal(name string) error {
+	for _, prefix := range []string{prefixOCI, prefixOCIArchive, prefixDockerArchive, prefixFile} {
+		if path, ok := strings.CutPrefix(name, prefix); ok && (path == "" || path[0] == ':') {
+			return fmt.Errorf("%q: want a path behind it", name)
+		}
+	}
+	return nil
+}
+
 // OpenSource opens an image by its name: a reference of a registry,
 // "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]", "docker-archive:FILE[:TAG]",
 // "file://FILE", or the path of a folder or of a file. Archives may be compressed
 // by gzip or zstd; tempDir (os.TempDir if empty) has to take such a one unpacked.
 func OpenSource(ctx context.Context, name string, o artifact.Options, tempDir string) (Source, error) {
+	if err := checkLocal(name); err != nil {
+		return nil, err
+	}
 	if dir, ok := strings.CutPrefix(name, prefixOCI); ok {
 		path, tag := splitTag(dir)
 		return openLayout(path, tag)
@@ -115,6 +128,12 @@ func OpenSource(ctx context.Context, name string, o artifact.Options, tempDir st
 // tag, "oci:DIR[:TAG]", "oci-archive:FILE[:TAG]" or "file://FILE"; a path is a
 // folder.
 func OpenTarget(ctx context.Context, name string, o artifact.Options, p Push) (Target, error) {
+	if err := checkLocal(name); err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(name, prefixDockerArchive) {
+		return nil, fmt.Errorf("%q: archives of docker save can be read only: want oci-archive:FILE", name)
+	}
 	for _, prefix := range []string{prefixOCIArchive, prefixFile} {
 		if file, ok := strings.CutPrefix(name, prefix); ok {
 			path, tag := splitTag(file)
