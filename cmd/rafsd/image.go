@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/rafsd/rafsd/daemon/config"
 	"github.com/rafsd/rafsd/rafs/build"
 )
 
@@ -148,6 +149,58 @@ func (f *bootstrapFlags) path(args []string) (string, error) {
 	return args[0], nil
 }
 
+// hostFlags are what commands that build need of the machine.
+type hostFlags struct{ progress, workDir string }
+
+func (f *hostFlags) registerHost(flags *pflag.FlagSet) {
+	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
+	workDirFlag(flags, &f.workDir)
+}
+
+func workDirFlag(flags *pflag.FlagSet, p *string) {
+	flags.StringVar(p, "work-dir", "", "folder for what does not fit into memory, in files without names (default $TMPDIR or /tmp)")
+}
+
+// build runs a build under a label, with the machine that the flags tell of.
+func (a *app) build(f *hostFlags, log *slog.Logger, label, stage string, run func(build.Host) (*build.Result, error)) (r *build.Result, err error) {
+	if f.workDir != "" {
+		if err := mustBeFolder(f.workDir); err != nil {
+			return nil, fmt.Errorf("--work-dir: %w", err)
+		}
+	}
+	limitHeap(a.getenv)
+	err = a.withProgress(f.progress, a.quiet(), label, stage, func(tell func(done, total int64)) (int64, error) {
+		r, err = run(build.Host{Log: log, TempDir: f.workDir, Progress: tell})
+		if err != nil || r == nil {
+			return -1, err
+		}
+		return resultSize(r), nil
+	})
+	return r, err
+}
+
+// resultSize is how many bytes a build has made: its blob, and its bootstrap where that
+// is a file of its own.
+func resultSize(r *build.Result) int64 {
+	size := r.BlobSize
+	if st, err := os.Stat(r.Bootstrap); err == nil && r.Bootstrap != "" {
+		size += st.Size()
+	}
+	return size
+}
+
+// checkConfig refuses a configuration that cannot be read, as nydus-image does even
+// where it has no use for it.
+func checkConfig(path string) error {
+	if path == "" {
+		return nil
+	}
+	if _, _, err := config.Load(path); err != nil {
+		return &usageError{fmt.Errorf("--config: %w", err)}
+	}
+	return nil
+}
+
 // oneOf refuses a value that is none of a list.
 func oneOf(flag, value string, values ...string) error {
 	if slices.Contains(values, value) {
@@ -192,7 +245,7 @@ func (a *app) quiet() bool { return (a.log.level == "warn" || a.log.level == "er
 
 // withLog runs f with the log that the flags ask for.
 func (a *app) withLog(f func(log *slog.Logger) error) error {
-	log, end, err := a.log.open(a.stderr)
+	log, end, err := a.log.open(besideBars{a})
 	if err != nil {
 		return err
 	}

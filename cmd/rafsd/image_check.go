@@ -145,7 +145,7 @@ func wrong(path string, r *check.Report) error {
 // describeChecked prints what nydus-image prints of a valid image.
 func (a *app) describeChecked(ctx context.Context, f *checkFlags, path string, r *check.Report) error {
 	if f.verbose {
-		im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path)})
+		im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path), InFile: true})
 		if err != nil {
 			return err
 		}

@@ -23,8 +23,8 @@ type createFlags struct {
 	kind, bootstrap, blobDir, blob, externalBlob, blobID, blobDataSize, blobOffset string
 	chunkSize, batchSize, compressor, digester, config, fsVersion, features        string
 	chunkDict, parent, whiteouts, prefetch, outputJSON, cacheDir, attributes       string
-	progress                                                                       string
-	inlineMeta, aligned, repeatable, disableCheck, encrypt                         bool
+	hostFlags
+	inlineMeta, aligned, repeatable, disableCheck, encrypt bool
 }
 
 const createLong = `Make an image of a folder or of a tar file: a bootstrap, which describes it, and a blob with its
@@ -78,7 +78,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.batchSize, "batch-size", "0", "compress small files together up to this size: a power of two, 0x1000 to the chunk size; 0 for not")
 	flags.StringVar(&f.compressor, "compressor", "zstd", "compress chunks with none, lz4_block or zstd")
 	flags.StringVar(&f.digester, "digester", "blake3", "digest chunks with blake3 or sha256")
-	configFlag(flags, &f.config)
+	flags.StringVarP(&f.config, "config", "C", "", "accepted for nydus-image's callers: the bootstraps that are named lie in files, whose blobs are not needed")
 	flags.StringVarP(&f.fsVersion, "fs-version", "v", "6", "version of the format: 5 or 6")
 	flags.StringVar(&f.features, "features", "", "blob-toc: give the blob a table of contents and the digests of its chunks")
 	flags.StringVar(&f.chunkDict, "chunk-dict", "", "bootstrap whose chunks need not be stored again: [bootstrap=]FILE")
@@ -92,7 +92,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags.BoolVarP(&f.encrypt, "encrypt", "E", false, "encrypt the blob; the key is in the bootstrap")
 	flags.StringVar(&f.cacheDir, "blob-cache-dir", "", "write ID.blob.data and ID.blob.meta here, as a node keeps them, in place of the blob")
 	flags.StringVar(&f.attributes, "attributes", "", "not supported")
-	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
+	f.registerHost(flags)
 	for _, name := range []string{"external-blob", "blob-offset", "disable-check", "attributes"} {
 		_ = flags.MarkHidden(name)
 	}
@@ -174,7 +174,7 @@ func (f *createFlags) options(source string) (build.Options, error) {
 	o := build.Defaults()
 	o.Source, o.Bootstrap, o.Blob, o.BlobDir, o.CacheDir = source, f.bootstrap, f.blob, f.blobDir, f.cacheDir
 	o.InlineMeta, o.AlignedChunks, o.NoOwner, o.Encrypt = f.inlineMeta, f.aligned, f.repeatable, f.encrypt
-	o.TOC, o.BlobID, o.Parent, o.NoCheck = f.features != "", f.blobID, f.parent, f.disableCheck
+	o.TOC, o.BlobID, o.Parent = f.features != "", f.blobID, f.parent
 	o.Version = int(f.fsVersion[0] - '0')
 	var err error
 	if o.Type, err = build.ParseSourceType(f.kind); err != nil {
@@ -210,7 +210,7 @@ func (f *createFlags) options(source string) (build.Options, error) {
 
 func (a *app) runImageCreate(ctx context.Context, f *createFlags, source string, log *slog.Logger) error {
 	o, err := f.options(source)
-	if err != nil {
+	if err = errors.Join(err, checkConfig(f.config)); err != nil {
 		return err
 	}
 	ensure := mustBeFile
@@ -230,20 +230,11 @@ func (a *app) runImageCreate(ctx context.Context, f *createFlags, source string,
 	if o.Prefetch.Paths, err = a.prefetchPaths(o.Prefetch.Policy, log); err != nil {
 		return err
 	}
-	limitHeap(a.getenv)
-	p, err := a.newProgress(f.progress, a.quiet())
-	if err != nil {
-		return err
-	}
-	o.Log = log
-	o.Progress = func(done, total int64) {
-		p.run(step{key: source, label: plain(source), stage: "reading", done: done, total: total})
-	}
-	r, err := build.Create(ctx, o)
-	if err == nil && r.Blob != "" {
-		p.run(step{key: source, label: plain(source), stage: "done", done: r.BlobSize, total: r.BlobSize, over: true})
-	}
-	p.end(err == nil)
+	r, err := a.build(&f.hostFlags, log, source, "reading", func(h build.Host) (*build.Result, error) {
+		h.NoCheck = f.disableCheck
+		o.Host = h
+		return build.Create(ctx, o)
+	})
 	if err != nil {
 		return err
 	}

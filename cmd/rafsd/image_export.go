@@ -56,7 +56,7 @@ a fifo, or - for stdout.`,
 
 // withData opens an image and its blobs.
 func withData(path string, f *blobFlags, log *slog.Logger, use func(*image.Image, *export.Data) error) error {
-	im, err := image.Open(path, image.Options{InlineBlobID: idOf(path, f)})
+	im, err := image.Open(path, image.Options{InlineBlobID: idOf(path, f), InFile: true})
 	if err != nil {
 		return err
 	}
@@ -87,20 +87,13 @@ func (a *app) runImageUnpack(ctx context.Context, f *unpackFlags, path string, l
 	if f.output == "" {
 		return &usageError{errors.New("--output is empty, want a path")}
 	}
+	limitHeap(a.getenv)
 	return withData(path, &f.blobFlags, log, func(im *image.Image, data *export.Data) error {
-		p, err := a.newProgress(f.progress, f.output == "-" || a.quiet())
-		if err != nil {
-			return err
-		}
-		o := export.UnpackOptions{Log: log, Progress: func(done, total int64) {
-			p.run(step{key: path, label: plain(path), stage: "unpacking", done: done, total: total})
-		}}
-		stats, err := a.writeTo(f.output, func(w io.Writer) (export.Stats, error) { return export.Unpack(ctx, im, data, w, o) })
-		if err == nil {
-			p.run(step{key: path, label: plain(path), stage: "done", done: stats.Bytes, total: stats.Bytes, over: true})
-		}
-		p.end(err == nil)
-		return err
+		return a.withProgress(f.progress, f.output == "-" || a.quiet(), path, "unpacking", func(tell func(done, total int64)) (int64, error) {
+			o := export.UnpackOptions{Log: log, Progress: tell}
+			stats, err := a.writeTo(f.output, func(w io.Writer) (export.Stats, error) { return export.Unpack(ctx, im, data, w, o) })
+			return stats.Bytes, err
+		})
 	})
 }
 
@@ -142,8 +135,9 @@ func (a *app) writeTo(path string, write func(io.Writer) (export.Stats, error)) 
 
 // exportFlags are those of image export.
 type exportFlags struct {
-	block, verity, deviceTable                       bool
-	bootstrap, config, localfsDir, threads, out, how string
+	block, verity, deviceTable bool
+	hostFlags
+	bootstrap, config, localfsDir, threads, out string
 }
 
 func (a *app) imageExport() *cobra.Command {
@@ -173,7 +167,7 @@ func (a *app) imageExport() *cobra.Command {
 	flags.StringVarP(&f.out, "output", "O", "", "write the disk to this file (default ID.disk beside the blobs)")
 	flags.BoolVar(&f.verity, "verity", false, "append a hash tree for dm-verity")
 	flags.BoolVar(&f.deviceTable, "device-table", false, "lay the disk out as nydus-image does, which Linux mounts since 6.4 only")
-	flags.StringVar(&f.how, "progress", "auto", progressHelp)
+	f.registerHost(flags)
 	return cmd
 }
 
@@ -211,21 +205,18 @@ func (a *app) runImageExport(ctx context.Context, f *exportFlags, log *slog.Logg
 	if out == "" {
 		out = filepath.Join(blobs.blobDir, strings.TrimSuffix(filepath.Base(boot), filepath.Ext(boot))+".disk")
 	}
+	limitHeap(a.getenv)
 	return withData(boot, &blobs, log, func(im *image.Image, data *export.Data) error {
-		p, err := a.newProgress(f.how, a.quiet())
-		if err != nil {
-			return err
-		}
-		disk, err := export.Block(ctx, im, data, out, export.BlockOptions{
-			Verity: f.verity, DeviceTable: f.deviceTable,
-			Progress: func(done, total int64) {
-				p.run(step{key: out, label: plain(out), stage: "exporting", done: done, total: total})
-			},
+		var disk *export.Disk
+		err := a.withProgress(f.progress, a.quiet(), out, "exporting", func(tell func(done, total int64)) (_ int64, err error) {
+			disk, err = export.Block(ctx, im, data, out, export.BlockOptions{
+				Verity: f.verity, DeviceTable: f.deviceTable, TempDir: f.workDir, Progress: tell,
+			})
+			if err != nil {
+				return -1, err
+			}
+			return disk.Size, nil
 		})
-		if err == nil {
-			p.run(step{key: out, label: plain(out), stage: "done", done: disk.Size, total: disk.Size, over: true})
-		}
-		p.end(err == nil)
 		if err != nil {
 			return err
 		}

@@ -33,7 +33,7 @@ Requests are those of the prompt; help lists them. 'rafsd inspect' shows more at
 			if err != nil {
 				return err
 			}
-			im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path)})
+			im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path), InFile: true})
 			if err != nil {
 				return err
 			}

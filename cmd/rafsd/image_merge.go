@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 // mergeFlags are those of image merge.
 type mergeFlags struct {
+	hostFlags
 	parent, bootstrap, blobDir, chunkDict, prefetch, outputJSON, config  string
 	blobDigests, originalBlobIDs, blobSizes, blobTOCDigests, blobTOCSize string
 }
@@ -53,7 +55,8 @@ func (a *app) imageMerge() *cobra.Command {
 	flags.StringVar(&f.blobSizes, "blob-sizes", "", "bytes of the layers' blobs, separated by commas")
 	flags.StringVar(&f.blobTOCDigests, "blob-toc-digests", "", "SHA-256 of their tables of contents, separated by commas")
 	flags.StringVar(&f.blobTOCSize, "blob-toc-sizes", "", "bytes of their tables of contents, separated by commas")
-	configFlag(flags, &f.config)
+	flags.StringVarP(&f.config, "config", "C", "", "configuration of the storage backend that has the layers' blobs: it is asked for their sizes and tables of contents")
+	f.registerHost(flags)
 	return cmd
 }
 
@@ -102,13 +105,24 @@ func (a *app) runImageMerge(ctx context.Context, f *mergeFlags, sources []string
 	if err != nil {
 		return err
 	}
-	limitHeap(a.getenv)
-	r, err := build.Merge(ctx, build.MergeOptions{
-		Host:    build.Host{Log: log},
+	o := build.MergeOptions{
 		Sources: sources, Parent: f.parent, ChunkDict: dict, Bootstrap: f.bootstrap, BlobDir: f.blobDir,
 		BlobIDs: list(f.originalBlobIDs), BlobDigests: list(f.blobDigests), BlobSizes: sizes,
 		TOCDigests: list(f.blobTOCDigests), TOCSizes: tocSizes,
 		Prefetch: build.Prefetch{Policy: policy, Paths: paths},
+	}
+	if f.config != "" {
+		b, err := (&blobFlags{daemon: f.config}).open()
+		if err != nil {
+			return err
+		}
+		defer b.Close()
+		o.Blobs = b
+	}
+	label := cmp.Or(f.bootstrap, f.blobDir)
+	r, err := a.build(&f.hostFlags, log, label, "reading", func(h build.Host) (*build.Result, error) {
+		o.Host = h
+		return build.Merge(ctx, o)
 	})
 	if err != nil {
 		return err

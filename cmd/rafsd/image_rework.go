@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ func decodeJSON(data []byte, v any) error {
 // compactFlags are those of image compact.
 type compactFlags struct {
 	blobFlags
+	hostFlags
 	bootstrap, chunkDict, output, outputJSON   string
 	minUsedRatio, blobSize, maxSize, minLayers string
 }
@@ -59,6 +61,7 @@ nothing to gain, nothing is written.`,
 	flags.StringVar(&f.chunkDict, "chunk-dict", "", "bootstrap whose blobs stay as they are: [bootstrap=]FILE")
 	flags.StringVarP(&f.output, "output-bootstrap", "O", "", "write the bootstrap to this file (default BOOTSTRAP with .bootstrap.compact in place of its extension)")
 	outputJSONFlag(flags, &f.outputJSON)
+	f.registerHost(flags)
 	return cmd
 }
 
@@ -88,10 +91,11 @@ func (a *app) runImageCompact(ctx context.Context, f *compactFlags, log *slog.Lo
 	if out == "" {
 		out = strings.TrimSuffix(f.bootstrap, filepath.Ext(f.bootstrap)) + ".bootstrap.compact"
 	}
-	limitHeap(a.getenv)
-	r, err := build.Compact(ctx, build.CompactOptions{
-		Host: build.Host{Log: log}, Source: f.bootstrap, Blobs: b, MinUsedRatio: int(n[0]), BlobSize: n[1], MaxSize: n[2],
-		Layers: int(min(n[3], 1<<31-1)), ChunkDict: dict, Bootstrap: out, BlobDir: f.blobDir,
+	r, err := a.build(&f.hostFlags, log, f.bootstrap, "compacting", func(h build.Host) (*build.Result, error) {
+		return build.Compact(ctx, build.CompactOptions{
+			Host: h, Source: f.bootstrap, Blobs: b, MinUsedRatio: int(n[0]), BlobSize: n[1], MaxSize: n[2],
+			Layers: int(min(n[3], 1<<31-1)), ChunkDict: dict, Bootstrap: out, BlobDir: f.blobDir,
+		})
 	})
 	if err != nil {
 		return err
@@ -107,6 +111,7 @@ func (a *app) runImageCompact(ctx context.Context, f *compactFlags, log *slog.Lo
 // optimizeFlags are those of image optimize.
 type optimizeFlags struct {
 	blobFlags
+	hostFlags
 	bootstrap, files, config, output, outputDir, outputJSON string
 }
 
@@ -136,6 +141,7 @@ be fetched in one go. FILE lists them: {"version":"v1","files":[{"path":"/a","ra
 	flags.StringVarP(&f.output, "output-bootstrap", "O", "optimized_bootstrap", "write the bootstrap to this file")
 	flags.StringVar(&f.outputDir, "output-blob-dir", "", "folder for the new blob")
 	outputJSONFlag(flags, &f.outputJSON)
+	f.registerHost(flags)
 	return cmd
 }
 
@@ -160,9 +166,10 @@ func (a *app) runImageOptimize(ctx context.Context, f *optimizeFlags, log *slog.
 		return err
 	}
 	defer b.Close()
-	limitHeap(a.getenv)
-	r, err := build.Optimize(ctx, build.OptimizeOptions{
-		Host: build.Host{Log: log}, Source: f.bootstrap, Blobs: b, Files: files, Bootstrap: f.output, BlobDir: f.outputDir,
+	r, err := a.build(&f.hostFlags, log, f.bootstrap, "optimizing", func(h build.Host) (*build.Result, error) {
+		return build.Optimize(ctx, build.OptimizeOptions{
+			Host: h, Source: f.bootstrap, Blobs: b, Files: files, Bootstrap: f.output, BlobDir: f.outputDir,
+		})
 	})
 	if err != nil {
 		return err
@@ -173,6 +180,7 @@ func (a *app) runImageOptimize(ctx context.Context, f *optimizeFlags, log *slog.
 
 // dictFlags are those of image chunkdict generate.
 type dictFlags struct {
+	hostFlags
 	bootstrap, blobDir, prefetch, outputJSON, config, database string
 	verbose                                                    bool
 	minImages                                                  int
@@ -208,7 +216,8 @@ blobs that exist. 'image create --chunk-dict' refers to these instead of storing
 	flags.StringVar(&f.database, "database", "", "accepted for nydus-image's callers; nothing is kept in a database")
 	flags.StringVar(&f.prefetch, "prefetch-policy", "none", "accepted for nydus-image's callers: a dictionary has no files to prefetch")
 	outputJSONFlag(flags, &f.outputJSON)
-	configFlag(flags, &f.config)
+	flags.StringVarP(&f.config, "config", "C", "", "accepted for nydus-image's callers: SOURCEs are files, and no blob is read")
+	f.registerHost(flags)
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "accepted for nydus-image's callers; see --log-level")
 	flags.IntVar(&f.minImages, "min-images", 0, "how many images must have a chunk (default 2, or 1 for one image)")
 	cmd.AddCommand(generate)
@@ -219,9 +228,14 @@ func (a *app) runChunkDict(ctx context.Context, f *dictFlags, sources []string, 
 	if f.bootstrap == "" && f.blobDir == "" {
 		return errors.New("nowhere to put the dictionary: want --bootstrap or --blob-dir")
 	}
-	limitHeap(a.getenv)
-	r, err := build.Dictionary(ctx, build.DictionaryOptions{
-		Host: build.Host{Log: log}, Sources: sources, MinImages: f.minImages, Bootstrap: f.bootstrap, BlobDir: f.blobDir,
+	if err := checkConfig(f.config); err != nil {
+		return err
+	}
+	label := cmp.Or(f.bootstrap, f.blobDir)
+	r, err := a.build(&f.hostFlags, log, label, "reading", func(h build.Host) (*build.Result, error) {
+		return build.Dictionary(ctx, build.DictionaryOptions{
+			Host: h, Sources: sources, MinImages: f.minImages, Bootstrap: f.bootstrap, BlobDir: f.blobDir,
+		})
 	})
 	if err != nil {
 		return err

@@ -161,7 +161,7 @@ func (s *imageStat) addFolder(ctx context.Context, dir, target string, log *slog
 
 // add counts an image: one of the base, or the target.
 func (s *imageStat) add(ctx context.Context, path string, base bool) error {
-	im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path)})
+	im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path), InFile: true})
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ func (a *app) withImage(ctx context.Context, source string, f *inspectFlags, use
 	if err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
-	im, err := image.Open(path, image.Options{})
+	im, err := image.Open(path, image.Options{InFile: true})
 	if err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}

@@ -6,11 +6,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
-
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/rafsd/rafsd/rafs/artifact/store"
 	"github.com/rafsd/rafsd/rafs/convert"
@@ -40,7 +35,9 @@ func (a *app) newProgress(how string, quiet bool) (progress, error) {
 	}
 	switch how {
 	case "bars":
-		return newBars(a.stderr), nil
+		b := newBars(a.stderr, terminalSize(a.stderr))
+		a.screen.Store(b)
+		return b, nil
 	case "lines":
 		return newLines(a.stderr), nil
 	case "json":
@@ -51,7 +48,26 @@ func (a *app) newProgress(how string, quiet bool) (progress, error) {
 	return nil, &usageError{fmt.Errorf("--progress %s: want auto, bars, lines, json or none", how)}
 }
 
-const progressHelp = "how to show progress on stderr: auto, bars, lines, json or none"
+// withProgress runs f, which tells of its bytes, under a label. At the end f says how
+// large is what it made; what is made of nothing has no size, -1.
+func (a *app) withProgress(how string, quiet bool, label, stage string, f func(tell func(done, total int64)) (size int64, err error)) error {
+	p, err := a.newProgress(how, quiet)
+	if err != nil {
+		return err
+	}
+	s := step{key: label, label: plain(label), stage: stage}
+	size, err := f(func(done, total int64) {
+		s.done, s.total = done, total
+		p.run(s)
+	})
+	if err == nil && size >= 0 {
+		p.run(step{key: s.key, label: s.label, stage: "done", done: size, total: size, over: true})
+	}
+	p.end(err == nil)
+	return err
+}
+
+const progressHelp = "how to show progress on stderr: auto (bars on terminals, else lines), bars, lines, json or none"
 
 type silent struct{}
 
@@ -169,105 +185,4 @@ func (j *jsonLines) show(s step, digest string) {
 		Total  int64  `json:"total,omitempty"`
 		Over   bool   `json:"over"`
 	}{strings.TrimSuffix(s.label, " "+short(digest)), digest, s.stage, s.done, s.total, s.over})
-}
-
-// bars draws a bar for each thing on a terminal, with bytes, rate and time left.
-type bars struct {
-	pool *mpb.Progress
-
-	mu    sync.Mutex // the terminal is drawn by a goroutine of mpb
-	steps map[string]*stepBar
-}
-
-// stepBar is one thing's bar. A stage has its own total and its own clock.
-type stepBar struct {
-	bar   *mpb.Bar
-	last  step
-	since time.Time
-}
-
-// newBars starts the goroutine that draws, which end waits for.
-func newBars(out io.Writer) *bars {
-	return &bars{
-		pool:  mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.WithWidth(64)),
-		steps: map[string]*stepBar{},
-	}
-}
-
-func (b *bars) event(e convert.Event) { b.show(convertStep(e)) }
-func (b *bars) blob(e store.Event)    { b.show(blobStep(e)) }
-func (b *bars) look(e verify.Event)   { b.show(verifyStep(e)) }
-
-func (b *bars) run(s step) { b.show(s) }
-
-func (b *bars) show(s step) {
-	b.mu.Lock()
-	l, ok := b.steps[s.key]
-	if !ok {
-		l = &stepBar{}
-		b.steps[s.key] = l
-	}
-	if !ok || l.last.stage != s.stage {
-		l.since = time.Now()
-	}
-	l.last = s
-	b.mu.Unlock()
-	if !ok {
-		l.bar = b.pool.New(0, mpb.BarStyle().Rbound("|").Lbound("|"),
-			mpb.BarPriority(s.rank),
-			mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return b.head(l) }, decor.WCSyncSpaceR)),
-			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return b.tail(l) }, decor.WCSyncSpace)))
-	}
-	if s.over {
-		l.bar.SetTotal(max(s.total, 1), false)
-		l.bar.SetCurrent(max(s.total, 1))
-		l.bar.SetTotal(-1, true)
-		return
-	}
-	l.bar.SetTotal(max(s.total, s.done+1), false)
-	l.bar.SetCurrent(s.done)
-}
-
-func (b *bars) head(l *stepBar) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return l.last.label + " " + l.last.stage
-}
-
-func (b *bars) tail(l *stepBar) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return l.last.rate(time.Since(l.since))
-}
-
-// rateText is bytes, rate and time left of a stage that has taken so long.
-func rateText(e convert.Event, took time.Duration) string { return convertStep(e).rate(took) }
-
-func (s step) rate(took time.Duration) string {
-	if s.over {
-		return bytesText(uint64(max(s.total, 0)))
-	}
-	text := bytesText(uint64(max(s.done, 0)))
-	if s.total > 0 {
-		text += " / " + bytesText(uint64(s.total))
-	}
-	if s.done <= 0 || took < 500*time.Millisecond {
-		return text
-	}
-	rate := float64(s.done) / took.Seconds()
-	text += fmt.Sprintf("  %s/s", bytesText(uint64(rate)))
-	if left := s.total - s.done; left > 0 {
-		seconds := time.Duration(float64(left) / rate * float64(time.Second))
-		text += "  " + seconds.Round(time.Second).String() + " left"
-	}
-	return text
-}
-
-func (b *bars) end(ok bool) {
-	if !ok {
-		for _, l := range b.steps {
-			l.bar.Abort(false)
-		}
-	}
-	b.pool.Shutdown()
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -21,8 +22,10 @@ import (
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	// stderrTTY tells whether stderr can show progress bars.
+	// stderrTTY tells whether stderr can show progress bars, and screen is what draws
+	// them, if anything does.
 	stderrTTY bool
+	screen    atomic.Pointer[bars]
 	getenv    func(string) string
 
 	log    logFlags
@@ -33,15 +36,26 @@ type app struct {
 func newApp() *app {
 	return &app{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
-		stderrTTY: drawable(int(os.Stderr.Fd())),
+		stderrTTY: drawable(int(os.Stderr.Fd()), os.Getenv("TERM")),
 	}
 }
 
-// drawable reports whether a descriptor is a terminal with room for bars; some
-// that are called terminals have no size.
-func drawable(fd int) bool {
+// drawable reports whether a descriptor is a terminal on which lines can be drawn over
+// others: it is of a kind that has cursors, and has a size, as some that are called
+// terminals have not.
+func drawable(fd int, kind string) bool {
 	width, height, err := term.GetSize(fd)
-	return err == nil && width > 0 && height > 0
+	return err == nil && width > 0 && height > 0 && kind != "" && kind != "dumb"
+}
+
+// besideBars is stderr for those who write while bars may be drawn on it.
+type besideBars struct{ *app }
+
+func (w besideBars) Write(p []byte) (int, error) {
+	if b := w.screen.Load(); b != nil {
+		return b.Write(p)
+	}
+	return w.stderr.Write(p)
 }
 
 const rootLong = `rafsd boots virtual machines from container images that are not there yet.

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
@@ -21,7 +20,6 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/build/tree"
-	"github.com/rafsd/rafsd/rafs/convert"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
@@ -94,52 +92,6 @@ func TestParseChunkSize(t *testing.T) {
 	for _, in := range []string{"", "0", "2048", "5000", "32MiB", "-1", "1GiB", "4294967295M", "M", "1 MiB"} {
 		if got, err := parseChunkSize(in); err == nil {
 			t.Errorf("%q: %d, want an error", in, got)
-		}
-	}
-}
-
-func TestRateText(t *testing.T) {
-	for _, tc := range []struct {
-		e    convert.Event
-		took time.Duration
-		want string
-	}{
-		{convert.Event{Total: 5_000_000}, 0, "0 B / 5.0 MB"},
-		{convert.Event{Done: 1_000_001, Total: 5_000_001}, 2 * time.Second, "1.0 MB / 5.0 MB  500.0 kB/s  8s left"},
-		{convert.Event{Done: 2_000_000}, time.Second, "2.0 MB  2.0 MB/s"},
-		{convert.Event{Stage: convert.StageDone, Done: 7, Total: 7}, time.Second, "7 B"},
-	} {
-		if got := rateText(tc.e, tc.took); got != tc.want {
-			t.Errorf("%+v after %v: %q, want %q", tc.e, tc.took, got, tc.want)
-		}
-	}
-}
-
-// Whatever a conversion reports, the bars end, and end in time.
-func TestBarsEnd(t *testing.T) {
-	testenv.LeakCheck(t)
-	for _, ok := range []bool{true, false} {
-		var out bytes.Buffer
-		b := newBars(&out)
-		for _, e := range []convert.Event{
-			{Layer: 0, Layers: 2, Total: 100},
-			{Layer: 0, Layers: 2, Done: 60, Total: 100},
-			{Layer: 1, Layers: 2},
-			{Layer: 0, Layers: 2, Stage: convert.StagePush, Done: 5, Total: 50},
-			{Layer: 0, Layers: 2, Stage: convert.StageRead, Done: 5, Total: 100},
-			{Layer: 0, Layers: 2, Stage: convert.StageDone, Done: 50, Total: 50},
-			{Layer: 1, Layers: 2, Stage: convert.StageDone},
-			{Layer: -1, Layers: 2, Stage: convert.StagePush, Done: 1, Total: 9},
-		} {
-			e.Digest = "sha256:" + strings.Repeat("a", 64)
-			b.event(e)
-		}
-		if ok {
-			b.event(convert.Event{Layer: -1, Layers: 2, Stage: convert.StageDone, Done: 9, Total: 9})
-		}
-		b.end(ok)
-		if !strings.Contains(out.String(), "layer 1/2 aaaaaaaaaaaa done") {
-			t.Errorf("ok %t: the bars show %q", ok, out.String())
 		}
 	}
 }
