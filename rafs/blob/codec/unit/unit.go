@@ -195,7 +195,23 @@ func (t *Table) unit(n uint32, off uint64) (Unit, error) {
 		u.Offset > limit || uint64(u.Size) > limit-u.Offset {
 		return u, corrupt(t.info, "context %d is %d bytes from %d at %#x, blob has %#x", n, u.OutSize, u.Size, u.Offset, limit)
 	}
+	if most := t.most(u.Size); uint64(u.OutSize) > most {
+		return u, corrupt(t.info, "context %d is %d bytes from %d, which cannot be more than %d", n, u.OutSize, u.Size, most)
+	}
 	return u, nil
+}
+
+// most is how much n bytes of a unit can decode to: who promises more gets no memory
+// for it. A match of deflate is 258 bytes in 2 bits, and a context lends up to 7
+// bits; a byte of lz4 makes a match 255 longer. There is no such bound for zstd.
+func (t *Table) most(n uint32) uint64 {
+	switch {
+	case t.zran:
+		return (uint64(n) + 1) * 4 * 258
+	case t.info.Compressor == blob.CompressorLZ4Block:
+		return (uint64(n) + 1) * 256
+	}
+	return blob.MaxUnitSize
 }
 
 // context reads the record of a unit.

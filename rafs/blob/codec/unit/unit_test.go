@@ -79,6 +79,29 @@ func (s *sample) table() (*unit.Table, error) {
 	return unit.New(s.info, s.header.Append(nil), bytes.NewReader(s.ci))
 }
 
+// A unit that promises more than its bytes can decode to is refused before anybody
+// makes room for it.
+func TestPromises(t *testing.T) {
+	s := newSample(t)
+	at := s.header.ZranOffset
+	c, err := v6.DecodeBatchContext(s.ci[at:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, out := range []uint32{c.UncompressedSize, (c.CompressedSize + 1) * 256, (c.CompressedSize+1)*256 + 1, blob.MaxUnitSize} {
+		c.UncompressedSize = out
+		copy(s.ci[at:], c.Append(nil))
+		table, err := s.table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := out <= (c.CompressedSize+1)*256
+		if _, err := table.Find(&s.chunks[0]); (err == nil) != want || !want && !errors.Is(err, blob.ErrCorrupt) {
+			t.Errorf("%d bytes from %d: %v", out, c.CompressedSize, err)
+		}
+	}
+}
+
 func TestBatch(t *testing.T) {
 	s := newSample(t)
 	table, err := s.table()
