@@ -253,3 +253,27 @@ func TestOptionsThatCannotBe(t *testing.T) {
 		}
 	}
 }
+
+// What encryption pads may be no shorter for having been compressed. A reader tells
+// such a chunk by its size alone.
+func TestSmallChunksEncrypted(t *testing.T) {
+	var files [][]byte
+	for n := 1; n < 40; n++ {
+		files = append(files, bytes.Repeat([]byte{byte(n)}, n))
+	}
+	for _, compressor := range []blob.Compressor{blob.CompressorNone, blob.CompressorLZ4Block, blob.CompressorZstd} {
+		o := Options{Compressor: compressor, Cipher: key(t)}
+		_, records, batches, data := cutWith(t, 1, o, files...)
+		for i, r := range records {
+			plain := uint32(xts.Size(int(r.UncompressedSize)))
+			if packed := r.Flags&layout.ChunkCompressed != 0; packed && r.CompressedSize >= plain || !packed && r.CompressedSize != plain {
+				t.Errorf("%v: %d bytes take %d, compressed: %t; as they are %d", compressor, r.UncompressedSize, r.CompressedSize, packed, plain)
+			}
+			if r.CompressedSize == plain {
+				if got := unpack(t, o, r, batches, data); !bytes.Equal(got, files[i]) {
+					t.Errorf("%v: %d bytes came back as %x", compressor, len(files[i]), got)
+				}
+			}
+		}
+	}
+}

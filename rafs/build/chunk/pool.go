@@ -5,6 +5,7 @@ import (
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/codec"
+	"github.com/rafsd/rafsd/rafs/blob/codec/xts"
 )
 
 // poolBudget is what the buffers of a pool take, in bytes, where the chunk size
@@ -127,14 +128,14 @@ func (s *slot) encode(o *Options) {
 		s.buf = make([]byte, 0, need)
 	}
 	if s.batch || len(s.pieces) == 1 {
-		s.out, s.pieces[0].compressed, s.err = encode(o, s.buf[:0], s.raw)
+		s.out, s.pieces[0].compressed, s.err = encode(o, s.buf[:0], s.raw, s.batch)
 		s.pieces[0].out = uint32(len(s.out))
 		return
 	}
 	out, raw := s.buf[:0], s.raw
 	for i := range s.pieces {
 		p := &s.pieces[i]
-		data, compressed, err := encode(o, out[len(out):], raw[:p.raw])
+		data, compressed, err := encode(o, out[len(out):], raw[:p.raw], false)
 		if err != nil {
 			s.err = err
 			return
@@ -146,10 +147,14 @@ func (s *slot) encode(o *Options) {
 }
 
 // encode compresses and encrypts src, which stays as it is, into dst's memory. The
-// output may be src itself.
-func encode(o *Options, dst, src []byte) (out []byte, compressed bool, err error) {
+// output may be src itself. A chunk, unlike a batch, is not compressed where padding
+// takes what was won: its size tells readers that it is.
+func encode(o *Options, dst, src []byte, batch bool) (out []byte, compressed bool, err error) {
 	if out, compressed, err = codec.Encode(o.Compressor, dst, src); err == nil && o.Cipher != nil {
-		if compressed {
+		switch {
+		case compressed && !batch && xts.Size(len(out)) >= xts.Size(len(src)):
+			out, compressed = src, false
+		case compressed:
 			dst = out[:0]
 		}
 		out = o.Cipher.Encrypt(dst, out)
