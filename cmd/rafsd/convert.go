@@ -20,6 +20,8 @@ import (
 type convertFlags struct {
 	accessFlags
 	pushFlags
+	backend                                              backendOptions
+	forcePush                                            bool
 	platform, chunkSize, batchSize, compressor, digester string
 	workDir, progress, outputJSON, dict, blobDir         string
 	fsVersion, workers                                   int
@@ -53,7 +55,11 @@ folder until one succeeds, and does not send blobs that have arrived.
 and readers inflate them from the middle. --chunk-dict names an image, or a bootstrap in a file,
 whose chunks are not stored again. --build-cache names an image that lists layers with what became
 of them: layers in it are not converted again. Who can write to it decides what is in the images
-that are made with it. --reverse makes an OCI image of a RAFS image.`
+that are made with it. --reverse makes an OCI image of a RAFS image.
+
+--backend-type s3 or oss puts the blobs into a bucket, where nydusd finds them, too: objects are
+named by the prefix of the configuration and the id of the blob, and only manifest and bootstrap
+go to DST. Blobs that the bucket has are not sent again.`
 
 func (a *app) convert() *cobra.Command {
 	f := &convertFlags{}
@@ -64,6 +70,7 @@ func (a *app) convert() *cobra.Command {
 		Example: `  rafsd convert debian:12 registry.example.com/debian:12-rafs
   rafsd convert --platform linux/arm64 debian:12 localhost:5000/debian:12-rafs
   docker save debian:12 -o debian.tar && rafsd convert debian.tar oci:debian-rafs
+  rafsd convert --backend-type s3 --backend-config-file bucket.json debian:12 localhost:5000/debian:12-rafs
   rafsd convert --prefetch /usr/bin/python3 --prefetch /usr/lib/python3 py.tar localhost:5000/py:rafs`,
 		Args: args(cobra.ExactArgs(2), "SRC and DST"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runConvert(cmd, f, args[0], args[1]) },
@@ -86,6 +93,8 @@ func (a *app) convert() *cobra.Command {
 	flags.StringVar(&f.cacheVersion, "build-cache-version", "v1", "version of the cache; another one is replaced")
 	flags.UintVar(&f.cacheRecords, "build-cache-max-records", 200, "how many layers the cache lists")
 	flags.StringVar(&f.blobDir, "blob-dir", "", "folder that takes the blobs, in place of DST")
+	f.backend.register(flags, "", "where the blobs go, in place of DST", false)
+	flags.BoolVar(&f.forcePush, "backend-force-push", false, "send blobs that the bucket has, too")
 	flags.StringArrayVar(&f.prefetch, "prefetch", nil, "path in the image that readers fetch ahead; may be repeated")
 	flags.IntVar(&f.workers, "workers", 0, "chunks compressed at the same time (default one a CPU)")
 	flags.StringVar(&f.workDir, "work-dir", "", "folder for blobs until they are pushed, and for layers to go on from (default $TMPDIR or /tmp, and $XDG_CACHE_HOME/rafsd)")
@@ -106,6 +115,9 @@ func (a *app) runConvert(cmd *cobra.Command, f *convertFlags, src, dst string) e
 	options, err := f.options(src, dst, a.getenv)
 	if err != nil {
 		return err
+	}
+	if options.Bucket != nil {
+		defer options.Bucket.Close()
 	}
 	show, err := a.newProgress(f.progress, f.asJSON)
 	if err != nil {
@@ -140,7 +152,7 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 	o = convert.Options{
 		Source: src, Target: dst, SourceRegistry: from, TargetRegistry: to, DictRegistry: from,
 		AllPlatforms: f.allPlatforms, MergePlatform: f.mergePlatform, Referrer: f.referrer, DockerFormat: f.docker,
-		Reference: f.ociRef, Dict: f.dict, BlobDir: f.blobDir,
+		Reference: f.ociRef, Dict: f.dict,
 		Workers: f.workers, WorkDir: f.workDir, Prefetch: f.prefetch,
 	}
 	if err := f.cacheOptions(&o); err != nil {
@@ -170,7 +182,10 @@ func (f *convertFlags) options(src, dst string, getenv func(string) string) (o c
 			return usage("prefetch", fmt.Errorf("want an absolute path in the image, got %q", p))
 		}
 	}
-	return o, f.prepare(&o, getenv)
+	if err := f.prepare(&o, getenv); err != nil {
+		return o, err
+	}
+	return o, f.blobs(&o)
 }
 
 // format translates the flags that say what blobs and bootstrap are like.

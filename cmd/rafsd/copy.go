@@ -95,6 +95,7 @@ func parseBytes(s string) (int64, error) {
 type copyFlags struct {
 	accessFlags
 	pushFlags
+	backend                         backendOptions
 	platform, workDir, progress     string
 	allPlatforms, referrers, asJSON bool
 	parallel                        int
@@ -112,7 +113,7 @@ All platforms are copied, and digests stay what they are, unless --platform pick
 DST has are not sent again, and a registry takes them from another of its repositories. What is
 read is verified; the name comes last, so a copy that is cut off leaves nothing under it and sends
 only the rest when it is started again. For an image that refers to OCI layers by their digests
-(zran), these come along.`
+(zran), these come along; with --backend-type, so do blobs that lie in a bucket or a folder.`
 
 func (a *app) copy() *cobra.Command {
 	f := &copyFlags{}
@@ -130,6 +131,7 @@ func (a *app) copy() *cobra.Command {
 	flags.StringVar(&f.platform, "platform", "", "which images of an index to take, as OS/ARCH[/VARIANT], with commas between (default all)")
 	flags.BoolVar(&f.allPlatforms, "all-platforms", false, "take all images of an index, which is the default")
 	flags.BoolVar(&f.referrers, "referrers", false, "copy what refers to the image, too, such as signatures")
+	f.backend.register(flags, "", "where blobs are that SRC does not list; DST lists them", false)
 	flags.IntVar(&f.parallel, "parallel", 3, "blobs on their way at the same time")
 	flags.StringVar(&f.workDir, "work-dir", "", "folder for an archive that has to be unpacked (default $TMPDIR or /tmp)")
 	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
@@ -163,7 +165,7 @@ func (a *app) runCopy(cmd *cobra.Command, f *copyFlags, src, dst string) error {
 		return err
 	}
 	o.Progress = show.blob
-	result, reference, err := copyImage(cmd, src, from, dst, to, push, o, f.workDir)
+	result, reference, err := copyImage(cmd, src, from, dst, to, push, o, f)
 	show.end(err == nil)
 	if err != nil {
 		return err
@@ -176,14 +178,24 @@ func (a *app) runCopy(cmd *cobra.Command, f *copyFlags, src, dst string) error {
 }
 
 func copyImage(cmd *cobra.Command, src string, from artifact.Options, dst string, to artifact.Options,
-	push store.Push, o store.CopyOptions, workDir string) (*store.Copied, string, error) {
-	source, err := store.OpenSource(cmd.Context(), src, from, workDir)
+	push store.Push, o store.CopyOptions, f *copyFlags) (*store.Copied, string, error) {
+	blobs, err := blobsFrom("", &f.backend)
+	if err != nil {
+		return nil, "", err
+	}
+	source, err := store.OpenSource(cmd.Context(), src, from, f.workDir)
 	if err != nil {
 		return nil, "", fmt.Errorf("source %s: %w", src, err)
 	}
 	defer source.Close()
 	push.From = source
 	push.Name = store.NameOf(source)
+	if blobs != nil {
+		defer blobs.Close()
+		if source, err = store.Rejoin(cmd.Context(), source, blobs, f.workDir); err != nil {
+			return nil, "", fmt.Errorf("source %s: %w", src, err)
+		}
+	}
 	target, err := store.OpenTarget(cmd.Context(), dst, to, push)
 	if err != nil {
 		return nil, "", fmt.Errorf("target %s: %w", dst, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/artifact"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/object"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/convert/containerd"
 	"github.com/rafsd/rafsd/rafs/image"
@@ -102,6 +103,8 @@ func hint(cmd *cobra.Command, err error) string {
 		return "Start containerd, or say where it listens with --containerd-address; without it, --upper FOLDER does."
 	case cmd.Name() == "commit" && (errors.Is(err, artifact.ErrNotRAFS) || code == 404):
 		return "Changes go on top of a RAFS image: make one of it with 'rafsd convert', and name that as SRC."
+	case errors.As(err, new(*object.Error)) && errors.Is(err, backend.ErrDenied):
+		return "The store refused the request: check access_key_id, access_key_secret and region, and what the key may do in the bucket."
 	case code == 401 || code == 403 || errors.Is(err, backend.ErrDenied):
 		return "The registry refused the credentials: log in with 'docker login', or set IMAGE_PULL_AUTH."
 	case code == 404 || errors.Is(err, backend.ErrNotFound):

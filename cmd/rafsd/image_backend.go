@@ -21,7 +21,7 @@ type blobFlags struct {
 }
 
 func (f *blobFlags) register(flags *pflag.FlagSet, blobDir string) {
-	flags.StringVar(&f.kind, "backend-type", "", "where blobs are: registry (or localfs)")
+	flags.StringVar(&f.kind, "backend-type", "", "where blobs are: registry, s3, oss or localfs")
 	flags.StringVar(&f.config, "backend-config", "", "configuration of the backend, JSON")
 	flags.StringVar(&f.configFile, "backend-config-file", "", "file with the configuration of the backend")
 	flags.StringVarP(&f.blobDir, "blob-dir", "D", "", blobDir)
@@ -61,7 +61,7 @@ func (f *blobFlags) configured() (backend.Backend, error) {
 	if len(raw) == 0 {
 		return nil, errors.New("--backend-type needs --backend-config or --backend-config-file")
 	}
-	c, _, err := config.Parse(fmt.Appendf(nil, `{"version":2,"backend":{"type":%q,%q:%s}}`, f.kind, f.kind, raw))
+	c, err := parseBackend(f.kind, raw)
 	if err != nil {
 		return nil, &usageError{fmt.Errorf("--backend-config: %w", err)}
 	}

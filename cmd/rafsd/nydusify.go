@@ -173,13 +173,10 @@ func (a *app) nydusifyCopy() *cobra.Command {
 	platform := stringFlag(flags, "platform", "", hostPlatform(), "platforms to copy, with commas between")
 	chunk := stringFlag(flags, "push-chunk-size", "", "0MB", "send blobs in requests of this size")
 	workDir := stringFlag(flags, "work-dir", "WORK_DIR", "./tmp", "work folder")
-	backend := backendFlags(flags, "source-")
+	f.backend.register(flags, "source-", "where blobs are that the source does not list", true)
 	ignored(flags, "nydus-image")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := required(cmd, "source", "target"); err != nil {
-			return err
-		}
-		if err := backend.refuse("copy"); err != nil {
 			return err
 		}
 		remove, err := workFolder(*workDir)
@@ -207,20 +204,16 @@ func (a *app) nydusifyCheck() *cobra.Command {
 	multi := boolFlag(flags, "multi-platform", "MULTI_PLATFORM", "want an index with both OCI and RAFS manifests")
 	platform := stringFlag(flags, "platform", "", hostPlatform(), "which images of an index to take")
 	workDir := stringFlag(flags, "work-dir", "WORK_DIR", "./output", "work folder")
-	sourceBackend, targetBackend := backendFlags(flags, "source-"), backendFlags(flags, "target-")
+	f := &verifyFlags{progress: "auto", max: 100}
+	var sourceBackend backendOptions
+	sourceBackend.register(flags, "source-", "where blobs of the source are, which may not be a RAFS image", true)
+	f.backend.register(flags, "target-", "where blobs of the target are", true)
 	ignored(flags, "nydus-image", "nydusd")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := required(cmd, "target"); err != nil {
 			return err
 		}
-		if err := sourceBackend.refuse("check"); err != nil {
-			return err
-		}
-		f := &verifyFlags{source: *source, platform: *platform, multiPlatform: *multi, workDir: *workDir, progress: "auto", max: 100}
-		var err error
-		if f.blobDir, err = targetBackend.folder(); err != nil {
-			return err
-		}
+		f.source, f.platform, f.multiPlatform, f.workDir = *source, *platform, *multi, *workDir
 		remove, err := workFolder(*workDir)
 		if err != nil {
 			return err

@@ -21,7 +21,7 @@ type nydusifyConverting struct {
 	cache, cacheTag, cacheVersion                              *string
 	prefetchPatterns, align, alignOld, oci, cacheInsecure      *bool
 	cacheRecords                                               *uint
-	backend                                                    *backendOptions
+	sourceBackend                                              backendOptions
 }
 
 func (a *app) nydusifyConvert() *cobra.Command {
@@ -75,10 +75,8 @@ func (n *nydusifyConverting) register(flags *pflag.FlagSet) {
 	n.cacheInsecure = boolFlag(flags, "build-cache-insecure", "BUILD_CACHE_INSECURE", "take any certificate of the cache's registry")
 	n.cacheRecords = flags.Uint("build-cache-max-records", 200, "layers in the cache image")
 	env(flags, "build-cache-max-records", "BUILD_CACHE_MAX_RECORDS")
-	n.backend = backendFlags(flags, "")
-	boolFlag(flags, "backend-force-push", "BACKEND_FORCE_PUSH", "no effect: blobs are named by their content")
 	boolFlag(flags, "docker-v2-format", "", "no effect, as --oci decides")
-	backendFlags(flags, "source-")
+	n.sourceBackend.register(flags, "source-", "where blobs of the source of --reverse are", true)
 	_ = flags.MarkHidden("docker-v2-format")
 	ignored(flags, "nydus-image")
 }
@@ -111,6 +109,8 @@ func (f *convertFlags) registerNydusify(flags *pflag.FlagSet) {
 	stringVar(&f.batchSize, "batch-size", "BATCH_SIZE", "0", "size of batches of small files")
 	stringVar(&f.workDir, "work-dir", "WORK_DIR", "./tmp", "work folder")
 	stringVar(&f.outputJSON, "output-json", "OUTPUT_JSON", "", "file for metrics")
+	f.backend.register(flags, "", "where the blobs go, in place of the target", true)
+	boolVar(&f.forcePush, "backend-force-push", "BACKEND_FORCE_PUSH", "send blobs that the bucket has, too")
 	flags.IntVar(&f.retries, "push-retry-count", 3, "further tries of a request that failed")
 	env(flags, "push-retry-count", "PUSH_RETRY_COUNT")
 }
@@ -133,8 +133,8 @@ func (n *nydusifyConverting) translate(cmd *cobra.Command, f *convertFlags) (sou
 		return "", "", &usageError{err}
 	}
 	f.cacheVersion, f.cacheRecords, f.cacheInsecure = *n.cacheVersion, *n.cacheRecords, *n.cacheInsecure
-	if f.blobDir, err = n.backend.folder(); err != nil {
-		return "", "", err
+	if f.reverse {
+		f.backend = n.sourceBackend
 	}
 	if f.dict, err = parseChunkDict(*n.chunkDict); err != nil {
 		return usage("--chunk-dict: %w", err)

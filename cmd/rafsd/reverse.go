@@ -18,6 +18,9 @@ func (a *app) runReverse(cmd *cobra.Command, f *convertFlags, src, dst string) e
 	if err != nil {
 		return err
 	}
+	if o.Backend != nil {
+		defer o.Backend.Close()
+	}
 	push, err := f.push()
 	if err != nil {
 		return err
@@ -70,12 +73,8 @@ func (f *convertFlags) reverseOptions(cmd *cobra.Command) (o reverse.Options, er
 			return o, &usageError{fmt.Errorf("--platform: %w", err)}
 		}
 	}
-	if f.blobDir != "" {
-		if o.Backend, err = openBlobDir(f.blobDir); err != nil {
-			return o, err
-		}
-	}
-	return o, nil
+	o.Backend, err = blobsFrom(f.blobDir, &f.backend)
+	return o, err
 }
 
 // reverseFacts is what convert --reverse tells when it is done.

@@ -32,6 +32,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/rafsd/rafsd/internal/testenv"
+	"github.com/rafsd/rafsd/rafs/blob/backend/backendtest/objectserver"
 )
 
 func TestMain(m *testing.M) {
@@ -45,6 +46,7 @@ func TestMain(m *testing.M) {
 //	ocilayout DIR TAG LIST...    make an OCI layout with an image; each list is a layer, $LAYER1 the first one's blob
 //	tarfile FILE LIST            make a tar of a list
 //	registry                     serve a registry with one OCI image, demo/oci:v1; $REGISTRY is its address
+//	bucket FILE                  serve a fake S3 store; FILE gets the configuration of its bucket, FILE.wrong one with another key
 //	waitlog FILE PATTERN         wait until a line of a file matches
 //	scrape SOCKET PATH           GET over a unix socket, to stdout
 //	flip FILE OFFSET             change a byte of a file
@@ -58,11 +60,12 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TESTDATA", filepath.Join(testenv.ModuleRoot(), "rafs", "rafstest", "testdata"))
 			env.Setenv("CONFIGS", filepath.Join(testenv.ModuleRoot(), "configs"))
 			env.Setenv("DOCKER_CONFIG", env.WorkDir)
+			env.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 			env.Setenv("XDG_CACHE_HOME", filepath.Join(env.WorkDir, ".cache"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ocilayout": ociLayoutCmd, "tarfile": tarFile, "registry": serveRegistry,
+			"exits": exits, "ocilayout": ociLayoutCmd, "tarfile": tarFile, "registry": serveRegistry, "bucket": serveBucket,
 			"flip": flip, "truncate": truncate, "waitlog": waitLog, "scrape": scrape,
 		},
 	})
@@ -169,6 +172,16 @@ func serveRegistry(ts *testscript.TestScript, _ bool, _ []string) {
 	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(b, types.OCIUncompressedLayer))
 	ts.Check(err)
 	ts.Check(remote.Write(ref, img))
+}
+
+func serveBucket(ts *testscript.TestScript, _ bool, args []string) {
+	s := httptest.NewServer(&objectserver.Server{Kind: objectserver.S3, Bucket: "images", Region: "r-1", Key: "id", Secret: "hush-hush"})
+	ts.Defer(s.Close)
+	for suffix, secret := range map[string]string{"": "hush-hush", ".wrong": "wrong-hush"} {
+		config := fmt.Sprintf(`{"scheme":"http","endpoint":%q,"region":"r-1","bucket_name":"images","object_prefix":"rafs/",`+
+			`"access_key_id":"id","access_key_secret":%q}`, s.Listener.Addr(), secret)
+		ts.Check(os.WriteFile(ts.MkAbs(args[0])+suffix, []byte(config), 0o600))
+	}
 }
 
 // waitLog waits for a program that a script has started. The patience is for

@@ -10,14 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rafsd/rafsd/rafs/artifact/store"
-	"github.com/rafsd/rafsd/rafs/blob/backend"
-	"github.com/rafsd/rafsd/rafs/blob/backend/localfs"
 	"github.com/rafsd/rafsd/rafs/convert/verify"
 )
 
 // verifyFlags are those of verify.
 type verifyFlags struct {
 	accessFlags
+	backend                                      backendOptions
 	source, platform, workDir, blobDir, progress string
 	multiPlatform, skipData, asJSON              bool
 	max                                          int
@@ -53,6 +52,7 @@ func (a *app) verify() *cobra.Command {
 	flags.BoolVar(&f.multiPlatform, "multi-platform", false, "want an index that has the OCI and the RAFS image")
 	flags.BoolVar(&f.skipData, "skip-data", false, "look at no bytes of blobs and files")
 	flags.StringVar(&f.blobDir, "blob-dir", "", "folder with the blobs of an image whose manifest does not list them")
+	f.backend.register(flags, "", "where they are, if not in a folder", false)
 	flags.IntVar(&f.max, "max", 100, "how many findings to list")
 	flags.StringVar(&f.workDir, "work-dir", "", "folder for blobs while they are looked at (default $TMPDIR or /tmp)")
 	flags.StringVar(&f.progress, "progress", "auto", progressHelp)
@@ -74,13 +74,12 @@ func (a *app) runVerify(ctx context.Context, f *verifyFlags, name string) error 
 		}
 		o.Platform = *p
 	}
-	if f.blobDir != "" {
-		b, err := openBlobDir(f.blobDir)
-		if err != nil {
-			return err
-		}
-		defer b.Close()
-		o.Backend = b
+	var err error
+	if o.Backend, err = blobsFrom(f.blobDir, &f.backend); err != nil {
+		return err
+	}
+	if o.Backend != nil {
+		defer o.Backend.Close()
 	}
 	from, to, err := f.accessFlags.options()
 	if err != nil {
@@ -114,14 +113,6 @@ func (a *app) runVerify(ctx context.Context, f *verifyFlags, name string) error 
 		return fmt.Errorf("%s: %w: %d findings", name, errFindings, len(report.Findings)+report.More)
 	}
 	return nil
-}
-
-func openBlobDir(dir string) (backend.Backend, error) {
-	b, err := localfs.New(dir)
-	if err != nil {
-		return nil, fmt.Errorf("blobs: %w", err)
-	}
-	return b, nil
 }
 
 type verifyFacts verify.Report

@@ -217,6 +217,11 @@ func (d *decoder) object(n *node, o *ObjectStore) {
 	o.Scheme, o.HTTP = "https", defaultHTTP()
 	n.oneOf("scheme", &o.Scheme, "https", "http")
 	n.str("endpoint", &o.Endpoint)
+	for _, scheme := range []string{"https", "http"} { // as the tools of the stores take it
+		if host, ok := strings.CutPrefix(o.Endpoint, scheme+"://"); ok {
+			o.Scheme, o.Endpoint = scheme, host
+		}
+	}
 	n.str("region", &o.Region)
 	n.str("bucket_name", &o.Bucket)
 	n.str("object_prefix", &o.Prefix)

@@ -1,15 +1,18 @@
 package backend_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/rafsd/rafsd/rafs/blob/backend"
+	"github.com/rafsd/rafsd/rafs/blob/backend/backendtest"
 )
 
 // script is a backend whose reads end as told, the last error for ever.
@@ -197,4 +200,30 @@ func TestFresh(t *testing.T) {
 	if backend.IsFresh(t.Context()) || !backend.IsFresh(backend.Fresh(t.Context())) {
 		t.Error("a context is fresh exactly if it comes from Fresh")
 	}
+}
+
+// A stream is the object from an offset on, in pieces, and ends with an error of them.
+func TestStream(t *testing.T) {
+	data := backendtest.Data(2<<20+5, 1)
+	for _, off := range []int64{0, 1, 1 << 20, 2<<20 + 5} {
+		got, err := io.ReadAll(backend.Stream(t.Context(), bytesReader(data), off, int64(len(data))))
+		if err != nil || !bytes.Equal(got, data[off:]) {
+			t.Errorf("from %d: %d bytes, %v, want %d", off, len(got), err, int64(len(data))-off)
+		}
+	}
+	if got, err := io.ReadAll(backend.Stream(t.Context(), bytesReader(data[:1<<20]), 0, 2<<20)); !errors.Is(err, backend.ErrRange) || len(got) != 1<<20 {
+		t.Errorf("object that is too short: %d bytes, %v, want 1 MiB and ErrRange", len(got), err)
+	}
+}
+
+type bytesReader []byte
+
+func (b bytesReader) Size(context.Context) (int64, error) { return int64(len(b)), nil }
+
+func (b bytesReader) ReadRange(_ context.Context, p []byte, off int64) error {
+	if off+int64(len(p)) > int64(len(b)) {
+		return backend.ErrRange
+	}
+	copy(p, b[off:])
+	return nil
 }

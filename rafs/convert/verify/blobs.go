@@ -2,6 +2,8 @@ package verify
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +34,7 @@ func (v *verification) blobs(ctx context.Context) (backend.Backend, error) {
 		return nil, err
 	}
 	if len(v.target.manifest.Layers) == 1 && v.o.Backend != nil {
-		return keepOpen{v.o.Backend}, nil // every chunk is verified when it is read
+		return keepOpen{v.o.Backend}, v.elsewhere(ctx)
 	}
 	for _, d := range wanted {
 		err := v.fetchBlob(ctx, d, filepath.Join(dir, d.Digest.Hex))
@@ -45,6 +47,52 @@ func (v *verification) blobs(ctx context.Context) (backend.Backend, error) {
 		}
 	}
 	return localfs.New(dir)
+}
+
+// elsewhere reads the blobs of a backend, unless that is done by comparing, which
+// verifies every chunk that it reads.
+func (v *verification) elsewhere(ctx context.Context) error {
+	if v.im == nil || v.source != nil {
+		return nil
+	}
+	for _, b := range v.im.Blobs() {
+		err := v.hash(ctx, b.ID)
+		var wrong *wrongBlob
+		switch {
+		case errors.As(err, &wrong):
+			v.find(Blob, b.ID, "%v", wrong.err)
+		case err != nil:
+			return fmt.Errorf("blob %s: %w", b.ID, err)
+		}
+	}
+	return nil
+}
+
+// hash reads a blob of the backend, whose id is the digest of its bytes.
+func (v *verification) hash(ctx context.Context, id string) error {
+	r, err := v.o.Backend.Open(id)
+	if err != nil {
+		return err
+	}
+	size, err := r.Size(ctx)
+	if errors.Is(err, backend.ErrNotFound) {
+		return &wrongBlob{errors.New("is not there")}
+	}
+	if err != nil {
+		return err
+	}
+	shown := &shown{r: backend.Stream(ctx, r, 0, size), tell: v.tell, event: Event{What: "blob", Digest: "sha256:" + id, Total: size}}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, shown); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != id {
+		return &wrongBlob{fmt.Errorf("%w: its %d bytes have the SHA-256 %s", blob.ErrDigest, size, got)}
+	}
+	shown.end()
+	v.report.Blobs++
+	v.report.BlobBytes += size
+	return nil
 }
 
 // keepOpen is a backend that somebody else closes.
