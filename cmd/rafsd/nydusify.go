@@ -19,7 +19,7 @@ import (
 func (a *app) nydusify() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "nydusify COMMAND",
-		Short:         "Convert, check, copy and commit RAFS images",
+		Short:         "Make, check, copy and commit RAFS images",
 		Long:          "rafsd under the name of nydusify, with its command line. Flags may be set by environment\nvariables of the names that nydusify gives them.",
 		Version:       versionText(),
 		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
@@ -40,12 +40,10 @@ func (a *app) nydusify() *cobra.Command {
 	env(flags, "log-level", "LOG_LEVEL")
 	env(flags, "log-file", "LOG_FILE")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.nydusifyConvert(), a.nydusifyCopy(), a.nydusifyCheck(), a.nydusifyCommit())
-	for verb, instead := range map[string]string{
-		"mount": "virtiofs", "view": "virtiofs", "build": "image create", "pack": "image create",
-		"optimize": "image optimize", "chunkdict": "image chunkdict",
-	} {
-		root.AddCommand(notHere(verb, instead))
+	root.AddCommand(a.nydusifyConvert(), a.nydusifyCopy(), a.nydusifyCheck(), a.nydusifyCommit(),
+		a.nydusifyBuild(), a.nydusifyOptimize(), a.nydusifyChunkDict())
+	for _, verb := range []string{"mount", "view"} {
+		root.AddCommand(notHere(verb, "virtiofs"))
 	}
 	return root
 }
@@ -63,10 +61,10 @@ func notHere(verb, instead string) *cobra.Command {
 // envVariable is the annotation of a flag that an environment variable may set.
 const envVariable = "rafsd_environment"
 
-func env(flags *pflag.FlagSet, name, variable string) {
+func env(flags *pflag.FlagSet, name string, variables ...string) {
 	flag := flags.Lookup(name)
-	flag.Usage += " [$" + variable + "]"
-	flag.Annotations = map[string][]string{envVariable: {variable}}
+	flag.Usage += " [$" + strings.Join(variables, ", $") + "]"
+	flag.Annotations = map[string][]string{envVariable: variables}
 }
 
 // fromEnvironment sets the flags that were not given.
@@ -77,10 +75,15 @@ func fromEnvironment(cmd *cobra.Command, getenv func(string) string) error {
 		if f.Changed || len(variables) == 0 || err != nil {
 			return
 		}
-		if value := getenv(variables[0]); value != "" {
-			if setErr := cmd.Flags().Set(f.Name, value); setErr != nil {
-				err = &usageError{fmt.Errorf("$%s: %w", variables[0], setErr)}
+		for _, variable := range variables {
+			value := getenv(variable)
+			if value == "" {
+				continue
 			}
+			if setErr := cmd.Flags().Set(f.Name, value); setErr != nil {
+				err = &usageError{fmt.Errorf("$%s: %w", variable, setErr)}
+			}
+			return
 		}
 	})
 	return err
@@ -89,8 +92,12 @@ func fromEnvironment(cmd *cobra.Command, getenv func(string) string) error {
 // doubleDashes turns "-source", which nydusify takes too, into "--source". Values
 // may begin with a dash, so only the names of flags count.
 func doubleDashes(root *cobra.Command, args []string) []string {
-	known := map[string]bool{"chunk-size": true, "multi-platform": true}
-	for _, cmd := range append(root.Commands(), root) {
+	known := map[string]bool{"chunk-size": true, "multi-platform": true, "target-dir": true, "meta": true, "bootstrap": true, "with-mount-path": true}
+	cmds := append(root.Commands(), root)
+	for _, cmd := range root.Commands() {
+		cmds = append(cmds, cmd.Commands()...)
+	}
+	for _, cmd := range cmds {
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
 		cmd.PersistentFlags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
 	}

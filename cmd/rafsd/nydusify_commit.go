@@ -2,7 +2,6 @@ package main
 
 import (
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/rafsd/rafsd/rafs/convert/containerd"
 )
@@ -26,12 +25,7 @@ func (a *app) nydusifyCommit() *cobra.Command {
 	env(flags, "maximum-times", "MAXIMUM_TIMES")
 	flags.StringSliceVar(&f.withPath, "with-path", nil, "path in the container to add, such as a mount, or !PATH to leave out")
 	env(flags, "with-path", "WITH_PATH")
-	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		if name == "with-mount-path" { // its other name
-			name = "with-path"
-		}
-		return pflag.NormalizedName(name)
-	})
+	flags.SetNormalizeFunc(otherNames(map[string]string{"with-mount-path": "with-path"}))
 	workDir := stringFlag(flags, "work-dir", "WORK_DIR", "./tmp", "work folder")
 	ignored(flags, "nydus-image")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

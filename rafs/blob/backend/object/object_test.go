@@ -112,6 +112,29 @@ func TestSuite(t *testing.T) {
 	}
 }
 
+// What has a name of its own is put under that, which a blob never is.
+func TestPutNamed(t *testing.T) {
+	for name, s := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			data, o := backendtest.Data(partSize+1, 1), quick
+			put := func() error {
+				_, err := s.bucket(t).Put(t.Context(), "app.meta", bytes.NewReader(data), int64(len(data)), o)
+				return err
+			}
+			if err := put(); !errors.Is(err, blob.ErrDigest) {
+				t.Errorf("a blob with a name: got %v, want %v", err, blob.ErrDigest)
+			}
+			o.Named = true
+			if err := put(); err != nil {
+				t.Error(err)
+			}
+			if got, _ := s.Object("lay ers/ü+app.meta"); !bytes.Equal(got, data) {
+				t.Errorf("the object has %d other bytes", len(got))
+			}
+		})
+	}
+}
+
 // What is put is there, under prefix and id, once, and is not sent again.
 func TestPut(t *testing.T) {
 	for name, s := range stores(t) {
