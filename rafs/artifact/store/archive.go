@@ -38,7 +38,7 @@ type archiveTarget struct {
 }
 
 func createArchive(file, tag, name string) (Target, error) {
-	f, err := os.CreateTemp(filepath.Dir(file), ".tmp-*")
+	f, err := createTemp(filepath.Dir(file))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (t *archiveTarget) Tag(_ context.Context, doc *Document) error {
 	if err := t.entry("index.json", int64(len(raw)), bytesTo(raw)); err != nil {
 		return err
 	}
-	if err := errors.Join(t.out.Close(), t.file.Chmod(0o644), t.file.Sync()); err != nil {
+	if err := errors.Join(t.out.Close(), t.file.Sync()); err != nil {
 		return err
 	}
 	if err := os.Rename(t.file.Name(), t.path); err != nil {

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/rafs/artifact"
 )
@@ -208,7 +210,7 @@ func (t *layoutTarget) Blob(ctx context.Context, d v1.Descriptor, open Opener) (
 		return false, err
 	}
 	name := blobPath(d.Digest)
-	if st, err := os.Stat(filepath.Join(t.dir, name)); err == nil && st.Size() == d.Size {
+	if whole(filepath.Join(t.dir, name), d) {
 		return false, nil
 	}
 	data, err := newTape(ctx, d, open)
@@ -220,6 +222,21 @@ func (t *layoutTarget) Blob(ctx context.Context, d v1.Descriptor, open Opener) (
 		return true, fmt.Errorf("store %s: %w", d.Digest, err)
 	}
 	return true, nil
+}
+
+// whole tells whether a file is the blob that its name says. A disk may have lost
+// some of it, and who finds it there does not store it again.
+func whole(path string, d v1.Descriptor) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	r, err := artifact.NewBlob(f, d)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	return r.Verify() == nil
 }
 
 func (t *layoutTarget) Document(_ context.Context, doc *Document) error {
@@ -281,6 +298,11 @@ func named(doc *Document, tag, name string) v1.Descriptor {
 func (t *layoutTarget) addToIndex(d v1.Descriptor, replaces func(v1.Descriptor) bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	unlock, err := lockFolder(t.dir)
+	if err != nil {
+		return fmt.Errorf("index.json: %w", err)
+	}
+	defer unlock()
 	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 	raw, err := os.ReadFile(filepath.Join(t.dir, "index.json"))
 	if err == nil {
@@ -296,6 +318,25 @@ func (t *layoutTarget) addToIndex(d v1.Descriptor, replaces func(v1.Descriptor) 
 	return t.write("index.json", bytesTo(raw))
 }
 
+// lockFolder waits until no other process holds the folder, where its file system
+// knows locks: each adds an image to what the others have added.
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil && err != unix.ENOLCK && err != unix.EOPNOTSUPP && err != unix.ENOSYS {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+		}
+		return func() { f.Close() }, nil
+	}
+}
+
 // write makes a file whole or not at all.
 func (t *layoutTarget) write(name string, fill func(io.Writer) error) error {
 	return WriteFile(filepath.Join(t.dir, name), fill)
@@ -307,13 +348,19 @@ func WriteFile(name string, fill func(io.Writer) error) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+	tmp, err := createTemp(filepath.Dir(name))
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name()) // fails once it is renamed
-	if err := errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(fill(tmp), tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp.Name(), name)
+}
+
+// createTemp makes a file that is to get another name. Who may read it is what the
+// umask says, as of other files.
+func createTemp(dir string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(dir, ".tmp-"+rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 }
