@@ -76,7 +76,7 @@ func drawLines(all []*stepBar, width, height int, now time.Time) []string {
 
 // last is the line that stays of a thing.
 func (s *step) last(width int) string {
-	tail := "  " + bytesText(uint64(max(s.total, s.done, 0)))
+	tail := "  " + decimalText(uint64(max(s.total, s.done, 0)))
 	if !s.over {
 		tail = "  " + s.amount()
 	}
@@ -106,9 +106,9 @@ func (s *step) percent() string {
 }
 
 func (s *step) amount() string {
-	text := bytesText(uint64(max(s.done, 0)))
+	text := decimalText(uint64(max(s.done, 0)))
 	if s.total > 0 && s.total >= s.done {
-		text += " / " + bytesText(uint64(s.total))
+		text += " / " + decimalText(uint64(s.total))
 	}
 	return text
 }
@@ -123,7 +123,7 @@ func (s *step) speed(took time.Duration) float64 {
 
 func (s *step) rate(took time.Duration) string {
 	if v := s.speed(took); v > 0 {
-		return bytesText(uint64(v)) + "/s"
+		return decimalText(uint64(v)) + "/s"
 	}
 	return ""
 }

@@ -36,7 +36,7 @@ func TestBarColumns(t *testing.T) {
 		{step{done: 7, total: 7}, time.Second, "100%", "7 B / 7 B", "7 B/s", ""},
 		{step{done: 1000, total: 1_000_000}, time.Second, "0%", "1.0 kB / 1.0 MB", "1.0 kB/s", "16m39s left"},
 		{step{done: 1000, total: 10_000_000}, time.Second, "0%", "1.0 kB / 10.0 MB", "1.0 kB/s", "2h46m left"},
-		{step{done: 1, total: 1 << 60}, time.Second, "0%", "1 B / 1 EiB", "1 B/s", ">99h left"},
+		{step{done: 1, total: 1 << 60}, time.Second, "0%", "1 B / 1.2 EB", "1 B/s", ">99h left"},
 	} {
 		s := &tc.s
 		got := fmt.Sprint([]string{s.percent(), s.amount(), s.rate(tc.took), s.left(tc.took)})

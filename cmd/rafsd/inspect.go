@@ -141,37 +141,20 @@ func (s *survey) text(w io.Writer) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
-	row("Image", "%s", s.Source)
+	row("Image", "%s", plain(s.Source))
 	row("Format", "RAFS v%d, chunks of %s, %s, %s", s.Version, bytesText(uint64(s.ChunkSize)), s.Compressor, s.Digester)
 	row("Bootstrap", "%s, sha256:%s", bytesText(uint64(s.Size)), s.SHA256)
 	if len(s.Flags) > 0 {
 		row("Flags", "%s", strings.Join(s.Flags, ", "))
 	}
+	features, alike := s.features()
+	if alike && features != "" {
+		row("Blobs", "%s", features)
+	}
 	row("Inodes", "%s", s.Kinds.text())
-	d := s.Data
-	row("Files", "%s", bytesText(d.Files))
-	row("Chunks", "%d, %s uncompressed%s", d.Chunks, bytesText(d.Stored), saved(", dedup saves", d.Files, d.Stored))
-	about := ""
-	if d.Estimated {
-		about = "about "
-	}
-	row("Compressed", "%s%s%s", about, bytesText(d.Compressed), saved(", compression saves", d.Stored, d.Compressed))
-	if all := sum(d.Objects, uint64(s.Size)); d.Files > 0 && d.Objects > 0 {
-		row("In all", "%s with blobs and bootstrap, %s of the files", bytesText(all), percent(all, d.Files))
-	}
-	if len(s.Blobs) > 0 {
-		fmt.Fprintf(w, "\nBLOB\tCOMPRESSED\tUNCOMPRESSED\tCHUNKS\tUSED\tCOMPRESSOR\tFEATURES\n")
-		for _, b := range s.Blobs {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", plain(b.ID), bytesText(b.CompressedSize),
-				bytesText(b.UncompressedSize), b.Chunks, percent(b.UsedChunks, uint64(b.Chunks)), b.Compressor, b.Features)
-		}
-	}
-	if len(s.Largest) > 0 {
-		fmt.Fprintf(w, "\nLARGEST FOLDERS\tFILES\tPATH\n")
-		for _, f := range s.Largest {
-			fmt.Fprintf(w, "%s\t%d\t%s\n", bytesText(f.Bytes), f.Files, f.Path)
-		}
-	}
+	s.sizes(w)
+	s.layers(w, !alike)
+	s.folders(w)
 	if len(s.Prefetch) > 0 {
 		fmt.Fprintf(w, "\nPREFETCH\n")
 		for i, p := range s.Prefetch {
@@ -181,6 +164,100 @@ func (s *survey) text(w io.Writer) {
 			}
 			fmt.Fprintf(w, "%s\n", p)
 		}
+	}
+}
+
+// features are those of the first blob, and whether all have the same.
+func (s *survey) features() (features string, alike bool) {
+	for i, b := range s.Blobs {
+		if i > 0 && b.Features != s.Blobs[0].Features {
+			return "", false
+		}
+		features = strings.ReplaceAll(b.Features, ",", ", ")
+	}
+	return features, true
+}
+
+// sizes compares the files with what is stored of them, step by step.
+func (s *survey) sizes(w io.Writer) {
+	d := s.Data
+	about := ""
+	if d.Estimated {
+		about = ", about"
+	}
+	rows := [][]string{
+		{"SIZES", "BYTES", "OF FILES", ""},
+		{"files", bytesText(d.Files), percent(d.Files, d.Files), ""},
+		{"each chunk once", bytesText(d.Stored), percent(d.Stored, d.Files), saved("dedup", d.Files, d.Stored)},
+		{"compressed" + about, bytesText(d.Compressed), percent(d.Compressed, d.Files), saved("compression", d.Stored, d.Compressed)},
+	}
+	if all := sum(d.Objects, uint64(s.Size)); d.Objects > 0 {
+		rows = append(rows, []string{"whole image", bytesText(all), percent(all, d.Files), "blobs and bootstrap"})
+	}
+	table(w, "lrrl", rows)
+}
+
+// layers shows the blobs, of which a conversion makes one a layer. BEFORE is what the
+// chunks of a blob are when they are decompressed.
+func (s *survey) layers(w io.Writer, features bool) {
+	if len(s.Blobs) == 0 {
+		return
+	}
+	rows := [][]string{{"LAYER", "BEFORE", "AFTER", "RATIO", "CHUNKS", "USED", "BLOB", ""}}
+	for _, b := range s.Blobs {
+		before := b.UncompressedSize // with gaps
+		if b.UsedChunks == uint64(b.Chunks) {
+			before = b.UsedUncompressed
+		}
+		id := plain(b.ID)
+		if b.Compressor != s.Compressor {
+			id += " (" + b.Compressor + ")"
+		}
+		more := ""
+		if features {
+			more = strings.ReplaceAll(b.Features, ",", ", ")
+		}
+		rows = append(rows, []string{
+			fmt.Sprint(b.Index + 1), bytesText(before), bytesText(b.CompressedSize), percent(b.CompressedSize, before),
+			fmt.Sprint(b.Chunks), percent(b.UsedChunks, uint64(b.Chunks)), id, more,
+		})
+	}
+	table(w, "rrrrrrll", rows)
+}
+
+func (s *survey) folders(w io.Writer) {
+	if len(s.Largest) == 0 {
+		return
+	}
+	rows := [][]string{{"LARGEST FOLDERS", "OF ALL", "FILES", "PATH"}}
+	for _, f := range s.Largest {
+		rows = append(rows, []string{bytesText(f.Bytes), percent(f.Bytes, s.Data.Files), fmt.Sprint(f.Files), f.Path})
+	}
+	table(w, "rrrl", rows)
+}
+
+// table prints rows below an empty line, in columns that are aligned to the left or to
+// the right, l or r.
+func table(w io.Writer, align string, rows [][]string) {
+	widths := make([]int, len(align))
+	for _, r := range rows {
+		for i, c := range r {
+			widths[i] = max(widths[i], cells(c))
+		}
+	}
+	fmt.Fprintln(w)
+	for _, r := range rows {
+		var line strings.Builder
+		for i, c := range r {
+			space := strings.Repeat(" ", widths[i]-cells(c))
+			if align[i] == 'r' {
+				c = space + c
+			} else {
+				c += space
+			}
+			line.WriteString(c + "  ")
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
 	}
 }
 
@@ -216,6 +293,11 @@ func bytesText(n uint64) string {
 		}
 		return fmt.Sprintf("%d %s", n, units[i])
 	}
+	return decimalText(n)
+}
+
+// decimalText is a size in powers of 1000, whatever it is.
+func decimalText(n uint64) string {
 	if n < 1000 {
 		return fmt.Sprintf("%d B", n)
 	}
@@ -230,12 +312,19 @@ func percent(part, whole uint64) string {
 	if whole == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.0f%%", 100*float64(part)/float64(whole))
+	switch p := 100 * float64(part) / float64(whole); {
+	case p > 999:
+		return ">999%"
+	case p < 0.5 && part > 0:
+		return "<1%"
+	default:
+		return fmt.Sprintf("%.0f%%", p)
+	}
 }
 
 func saved(what string, before, after uint64) string {
 	if after >= before {
 		return ""
 	}
-	return fmt.Sprintf("%s %s", what, percent(before-after, before))
+	return fmt.Sprintf("%s saves %s, %s", what, decimalText(before-after), percent(before-after, before))
 }
