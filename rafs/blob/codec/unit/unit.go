@@ -70,13 +70,17 @@ func headerAt(info *blob.Info) int64 {
 // blob.ErrCorrupt, or are those of reading.
 func Check(info *blob.Info) error {
 	f, s := layout.Features(info.Features), &info.ChunkInfo
-	// As much as an entry and a context with a dictionary for each chunk take.
-	const perChunk = v6.ChunkInfoV2Size + v6.ZranContextSize + v6.MaxZranDict
+	// As much as an entry and the context of a batch for each chunk take. Of a gzip
+	// stream nydus-image keeps contexts whose chunks it has found to be others, too.
+	most := uint64(info.ListedChunks) * (v6.ChunkInfoV2Size + v6.BatchContextSize)
+	if f&layout.FeatureZran != 0 {
+		most = maxSize
+	}
 	switch {
 	case f&(layout.FeatureZran|layout.FeatureBatch) == 0 || f&layout.FeatureChunkInfoV2 == 0:
 		return corrupt(info, "features %s", f)
 	case f&layout.FeatureChunkDictGenerated == 0 &&
-		(s.UncompressedSize < uint64(info.ListedChunks)*v6.ChunkInfoV2Size || s.UncompressedSize > uint64(info.ListedChunks)*perChunk):
+		(s.UncompressedSize < uint64(info.ListedChunks)*v6.ChunkInfoV2Size || s.UncompressedSize > most):
 		return corrupt(info, "%d bytes for %d chunks", s.UncompressedSize, info.ListedChunks)
 	case s.UncompressedSize > maxSize || s.CompressedSize == 0 || s.CompressedSize > s.UncompressedSize:
 		return corrupt(info, "%d bytes from %d, limit %d", s.UncompressedSize, s.CompressedSize, int64(maxSize))
@@ -122,7 +126,7 @@ func New(info *blob.Info, header []byte, ci io.ReaderAt) (*Table, error) {
 			h.CICompressedSize, h.CIOffset, h.CICompressor, s.UncompressedSize, s.CompressedSize, s.Offset, uint32(s.Compressor))
 	case h.ZranOffset != uint64(h.Entries)*v6.ChunkInfoV2Size || end < h.ZranOffset || end > s.UncompressedSize:
 		return nil, corrupt(info, "contexts at %#x+%#x behind %d chunks, %d bytes in all", h.ZranOffset, h.ZranSize, h.Entries, s.UncompressedSize)
-	case h.ZranCount > h.Entries || uint64(h.ZranCount)*v6.ZranContextSize > h.ZranSize:
+	case f&layout.FeatureZran == 0 && h.ZranCount > h.Entries || uint64(h.ZranCount)*v6.ZranContextSize > h.ZranSize:
 		return nil, corrupt(info, "%d contexts for %d chunks in %d bytes", h.ZranCount, h.Entries, h.ZranSize)
 	}
 	return &Table{

@@ -102,6 +102,23 @@ func TestPromises(t *testing.T) {
 	}
 }
 
+// nydus-image keeps contexts of a gzip stream that no chunk is in: then there may be
+// more of them than chunks. Of a batch there is always a chunk.
+func TestSpareContexts(t *testing.T) {
+	for feature, want := range map[layout.Features]bool{layout.FeatureZran: true, layout.FeatureBatch: false} {
+		s := newSample(t)
+		const spare = 2000
+		s.ci = append(s.ci, make([]byte, spare*v6.ZranContextSize)...)
+		s.header.ZranCount, s.header.ZranSize = s.header.ZranCount+spare, s.header.ZranSize+spare*v6.ZranContextSize
+		s.header.CICompressedSize, s.header.CIUncompressedSize = uint64(len(s.ci)), uint64(len(s.ci))
+		s.info.ChunkInfo.CompressedSize, s.info.ChunkInfo.UncompressedSize = uint64(len(s.ci)), uint64(len(s.ci))
+		s.info.Features = uint32(feature | layout.FeatureChunkInfoV2 | layout.FeatureAligned)
+		if _, err := s.table(); (err == nil) != want {
+			t.Errorf("%d contexts more than chunks with features %s: %v", spare, feature, err)
+		}
+	}
+}
+
 func TestBatch(t *testing.T) {
 	s := newSample(t)
 	table, err := s.table()

@@ -12,19 +12,37 @@ import (
 // logCache is what each of the two logs keeps in memory, in bytes.
 const logCache = 64 << 10
 
-// Contexts are the contexts of a layer with their dictionaries, spilled.
+// Contexts are the contexts of a layer with their dictionaries, spilled. Those that
+// no chunk needs, since others have the same bytes, are left out: they are 32 KiB
+// each, and nydusd refuses more contexts than chunks (storage/src/meta/mod.rs).
 type Contexts struct {
 	records *spill.Log // v6.ZranContext, one behind the other
 	dicts   *spill.Log
 	count   uint32
+	met     uint32 // of the stream so far
+	named   uint32 // how many have a chunk
+	last    uint32 // the stream's number of the last of these
 }
 
 func newContexts(dir string) *Contexts {
 	return &Contexts{records: spill.NewLog(dir, logCache), dicts: spill.NewLog(dir, logCache)}
 }
 
+// number is the number of the context that the stream has under n, of which a chunk
+// is kept. It is called before the next context begins.
+func (c *Contexts) number(n uint32) uint32 {
+	if c.named == 0 || c.last != n {
+		c.named, c.last = c.named+1, n
+	}
+	return c.named - 1
+}
+
 // add is what an Indexer calls.
 func (c *Contexts) add(z *zran.Context) error {
+	c.met++
+	if c.named == 0 || c.last != c.met-1 {
+		return nil
+	}
 	at, err := c.dicts.Append(z.Dict)
 	if err != nil {
 		return err

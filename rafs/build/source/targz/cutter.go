@@ -28,6 +28,8 @@ type stream interface {
 	// begin announces a chunk, and end places it once it has been read.
 	begin() error
 	end(*chunk.Record) error
+	// keep is told of each chunk that becomes one of the blob.
+	keep(*chunk.Record)
 	// finish ends the index after the last byte.
 	finish() error
 }
@@ -37,12 +39,15 @@ type gzipStream struct {
 	*zran.Indexer
 	// step is what nydus-image takes for the size of any chunk. It is not more than
 	// its default size: larger chunks would make each small file a context.
-	step uint32
+	step     uint32
+	contexts *Contexts
 }
 
 func (s *gzipStream) pos() uint64   { return s.Offset() }
 func (s *gzipStream) begin() error  { return s.Begin(s.step) }
 func (s *gzipStream) finish() error { return s.Finish() }
+
+func (s *gzipStream) keep(r *chunk.Record) { r.Unit = s.contexts.number(r.Unit) }
 
 func (s *gzipStream) end(r *chunk.Record) error {
 	p, err := s.End()
@@ -71,6 +76,8 @@ func (s *plainStream) Read(p []byte) (int, error) {
 func (s *plainStream) pos() uint64   { return s.n }
 func (s *plainStream) begin() error  { s.start = s.n; return nil }
 func (s *plainStream) finish() error { return nil }
+
+func (s *plainStream) keep(*chunk.Record) {}
 
 func (s *plainStream) end(r *chunk.Record) error {
 	r.CompressedOffset, r.CompressedSize = s.start, uint32(s.n-s.start)
@@ -151,6 +158,7 @@ func (c *cutter) store(rec *chunk.Record) (chunk.Ref, error) {
 	case rec.CompressedOffset+uint64(rec.CompressedSize) > blob.MaxCompressedSize:
 		return chunk.Ref{}, fmt.Errorf("a blob is at most %d bytes", uint64(blob.MaxCompressedSize))
 	}
+	c.stream.keep(rec)
 	ref := chunk.Ref{Blob: c.opts.Blob, Index: n}
 	if err := c.table.Append(rec); err != nil {
 		return chunk.Ref{}, err

@@ -95,7 +95,7 @@ func (l *Layer) read(ctx context.Context, in *input, o Options) error {
 		if err != nil {
 			return err
 		}
-		s = &gzipStream{x, min(o.ChunkSize, blob.DefaultChunkSize)}
+		s = &gzipStream{x, min(o.ChunkSize, blob.DefaultChunkSize), l.Contexts}
 	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		return errors.New("layer compressed by zstd: only gzip can be read from its middle; convert the layer instead")
 	default:
