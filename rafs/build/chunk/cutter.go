@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -45,8 +46,8 @@ func NewCutter(ctx context.Context, pool *Pool, out io.Writer, opts Options) (*C
 	c := &Cutter{
 		ctx: ctx, pool: pool, out: out, opts: opts,
 		table: NewTable(opts.TempDir),
-		work:  make(chan *slot, cap(pool.slots)),
-		queue: make(chan *slot, cap(pool.slots)),
+		work:  make(chan *slot, pool.size()),
+		queue: make(chan *slot, pool.size()),
 	}
 	c.seen = newSlots(opts.TempDir, func(i uint32) (blob.Digest, error) {
 		r, err := c.table.Record(i)
@@ -100,7 +101,7 @@ func (c *Cutter) chunk(r io.Reader, n int, batch bool) (Ref, error) {
 	s := c.open
 	if s == nil || alone || s.batch != batch {
 		var err error
-		if s, err = c.take(); err != nil {
+		if s, err = c.take(n, batch); err != nil {
 			return Ref{}, err
 		}
 		s.batch = batch
@@ -121,9 +122,9 @@ func (c *Cutter) chunk(r io.Reader, n int, batch bool) (Ref, error) {
 	return ref, err
 }
 
-func (c *Cutter) take() (*slot, error) {
+func (c *Cutter) take(n int, batch bool) (*slot, error) {
 	select {
-	case s := <-c.pool.slots:
+	case s := <-c.pool.fitting(n, batch):
 		return s, nil
 	case <-c.ctx.Done():
 		return nil, context.Cause(c.ctx)
@@ -165,7 +166,7 @@ func (c *Cutter) read(s *slot, r io.Reader, n int) (Ref, *piece, error) {
 // comes (nydus builder/src/core/node.rs, dump_file_chunk).
 func (c *Cutter) add(s *slot, p *piece, alone bool) error {
 	if s.batch && len(s.raw) > 0 && len(s.raw)+len(p.data) >= int(c.opts.BatchSize) {
-		next, err := c.take()
+		next, err := c.take(0, true)
 		if err != nil {
 			return err
 		}
@@ -249,6 +250,9 @@ func (c *Cutter) compress() {
 		s.encode(&c.opts)
 		<-c.pool.workers
 		s.done <- struct{}{}
+		// Who writes it and who reads more come first: as long as there is work they
+		// would otherwise wait until this worker has none, and then it waits for them.
+		runtime.Gosched()
 	}
 }
 

@@ -9,13 +9,14 @@ import (
 )
 
 // poolBudget is what the buffers of a pool take, in bytes, where the chunk size
-// allows it.
-const poolBudget = 24 << 20
+// allows it, but for those of small chunks.
+const poolBudget = 20 << 20
 
 // Pool holds the workers and the buffers of several cutters.
 type Pool struct {
 	workers   chan struct{}
-	slots     chan *slot
+	slots     chan *slot   // for all but what goes into small
+	small     chan *slot   // for at most groupSize bytes, no batches
 	large     chan buffers // for chunks larger than largeChunk
 	chunkSize int
 }
@@ -35,6 +36,14 @@ const (
 	groupCount = 256       // chunks of a group at most
 )
 
+// Slots are written in order. While a worker has a large chunk the others have
+// nothing to do unless enough can wait behind it: 1 MiB takes as long as eight
+// groups.
+const (
+	smallPerWorker = 6
+	smallMax       = 16
+)
+
 // slot is some chunks on their way to the blob, and buffers. It is one chunk, or
 // several small ones, or a batch.
 type slot struct {
@@ -47,6 +56,7 @@ type slot struct {
 	done     chan struct{} // receives once the worker is through
 	large    bool          // its buffers are of the pool's large ones
 	own      buffers       // its own, meanwhile
+	home     chan *slot    // where it comes from
 }
 
 // stored is a chunk in a slot: its sizes, but in a batch only the first.
@@ -59,23 +69,40 @@ type stored struct {
 // cutters at a time. It compresses workers chunks at a time. Of large chunks it
 // holds at most one a worker, one a cutter, and one more, in memory, each of them
 // twice: as it was, and compressed. Of very large ones it holds fewer, at the
-// largest size only one.
+// largest size only one. What is small comes on top, 6 MiB at most.
 func NewPool(workers, cutters, chunkSize int) *Pool {
-	// Each cutter may keep one for its batch and needs another for the next chunk.
+	// Each cutter may keep one for its batch and needs another for the next chunk,
+	// and the same for groups.
+	small := max(min(workers*smallPerWorker, smallMax), 1+cutters)
 	n := max(min(workers+max(cutters, 2), poolBudget/(2*max(chunkSize, 1))), 1+cutters)
 	p := &Pool{
 		workers:   make(chan struct{}, max(workers, 1)),
 		slots:     make(chan *slot, n),
+		small:     make(chan *slot, small),
 		large:     make(chan buffers, max(poolBudget/(2*max(chunkSize, 1)), 1)),
 		chunkSize: chunkSize,
 	}
 	for range cap(p.large) {
 		p.large <- buffers{}
 	}
-	for range n {
-		p.slots <- &slot{done: make(chan struct{}, 1)}
+	for _, home := range []chan *slot{p.slots, p.small} {
+		for range cap(home) {
+			home <- &slot{done: make(chan struct{}, 1), home: home}
+		}
 	}
 	return p
+}
+
+// size is the number of slots of both kinds.
+func (p *Pool) size() int { return cap(p.slots) + cap(p.small) }
+
+// fitting is where there are slots for n bytes that go alone or into a group, or
+// for a batch.
+func (p *Pool) fitting(n int, batch bool) chan *slot {
+	if batch || n > groupSize {
+		return p.slots
+	}
+	return p.small
 }
 
 // room makes the raw buffer of a slot at least n bytes long, keeping what it has.
@@ -108,7 +135,7 @@ func (p *Pool) put(s *slot) {
 		s.raw, s.buf, s.own, s.large = s.own.raw, s.own.buf, buffers{}, false
 	}
 	s.raw, s.out, s.pieces, s.err = s.raw[:0], nil, s.pieces[:0], nil
-	p.slots <- s
+	s.home <- s
 }
 
 // encode fills in out, and what came of each piece.
