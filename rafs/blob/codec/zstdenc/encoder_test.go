@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -219,35 +220,47 @@ func FuzzEncode(f *testing.F) {
 	})
 }
 
+// BenchmarkEncode takes turns with the library, so that a busy machine is as busy for
+// both. Files are chunks of a few kilobytes, mostly, and programs some of a megabyte.
 func BenchmarkEncode(b *testing.B) {
 	all := sources(b)
-	total := int64(0)
+	total := 0
 	for _, in := range all {
-		total += int64(len(in))
+		total += len(in)
 	}
-	b.Run("ours", func(b *testing.B) {
-		var e Encoder
-		var dst []byte
-		b.SetBytes(total)
-		b.ReportAllocs()
-		for b.Loop() {
-			for _, in := range all {
-				dst = e.Encode(dst[:0], in)
+	k, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var e Encoder
+	var dst []byte
+	var ours, theirs time.Duration
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, in := range all {
+			start := time.Now()
+			dst = e.Encode(dst[:0], in)
+			middle := time.Now()
+			dst = k.EncodeAll(in, dst[:0])
+			ours += middle.Sub(start)
+			theirs += time.Since(middle)
+		}
+	}
+	b.ReportMetric(float64(total)*float64(b.N)/1e6/ours.Seconds(), "MB/s")
+	b.ReportMetric(theirs.Seconds()/ours.Seconds(), "library/ours")
+}
+
+// Noise that is too short for huff0 to know it must not take longer than text.
+func TestHopeless(t *testing.T) {
+	all := inputs()
+	for _, n := range []int{600, 1000, 4000, certain - 1} {
+		if !hopeless(all["noise"][:n]) {
+			t.Errorf("%d bytes of noise: a code is tried", n)
+		}
+		for _, name := range []string{"large", "skewed", "numbers"} {
+			if hopeless(all[name][:n]) {
+				t.Errorf("%d bytes of %s: no code is tried", n, name)
 			}
 		}
-	})
-	b.Run("library", func(b *testing.B) {
-		k, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
-		if err != nil {
-			b.Fatal(err)
-		}
-		var dst []byte
-		b.SetBytes(total)
-		b.ReportAllocs()
-		for b.Loop() {
-			for _, in := range all {
-				dst = k.EncodeAll(in, dst[:0])
-			}
-		}
-	})
+	}
 }

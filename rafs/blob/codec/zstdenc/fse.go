@@ -132,6 +132,12 @@ var log2s = func() (t [1<<9 + 1]uint64) {
 	return t
 }()
 
+// log2 is the logarithm of n, a little less for one that is large.
+func log2(n uint32) uint64 {
+	k := max(0, bits.Len32(n)-9)
+	return uint64(k)<<logFraction + log2s[n>>k]
+}
+
 // never is more than anything costs.
 const never uint64 = math.MaxUint64
 

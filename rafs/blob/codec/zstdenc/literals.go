@@ -1,6 +1,8 @@
 package zstdenc
 
-import "github.com/klauspost/compress/huff0"
+import (
+	"github.com/klauspost/compress/huff0"
+)
 
 // The types of a literals section (RFC 8878, 3.1.1.3.1).
 const (
@@ -15,13 +17,18 @@ const (
 	minHuffman = 32
 	// fourStreams is from how many on they are split, which decoders are faster at.
 	fourStreams = 1 << 10
+	// certain is from how many on huff0 knows noise by the count of its commonest byte.
+	certain = 1 << 13
+	// symbolCost is about the least that a symbol takes in the description of a table
+	// of many, as a cost.
+	symbolCost = 1 << logFraction
 )
 
 // appendLiterals appends the literals section. The result tells whether it has a
 // Huffman table that the next block may use again.
 func (e *Encoder) appendLiterals(dst []byte) (out []byte, table bool) {
 	lit := e.literals[:e.lits]
-	if len(lit) < minHuffman {
+	if len(lit) < minHuffman || hopeless(lit) {
 		return append(appendSimple(dst, literalsRaw, len(lit)), lit...), false
 	}
 	var packed []byte
@@ -44,6 +51,29 @@ func (e *Encoder) appendLiterals(dst []byte) (out []byte, table bool) {
 		kind = literalsTreeless
 	}
 	return append(appendSizes(dst, kind, len(lit), len(packed), single), packed...), true
+}
+
+// hopeless tells whether lit is so short and mixed that no Huffman code, with its
+// table, makes it shorter. huff0 is as sure of what is longer, but of this only when it
+// is done, and short noise takes it long: sorting 256 symbols most of all.
+func hopeless(lit []byte) bool {
+	n := uint64(len(lit))
+	if n >= certain {
+		return false
+	}
+	var counts [256]uint32
+	for _, c := range lit {
+		counts[c]++
+	}
+	var symbols, saved uint64
+	for _, c := range counts {
+		if c > 0 {
+			symbols++
+			saved += uint64(c) * log2(c)
+		}
+	}
+	entropy := n*log2(uint32(n)) - saved
+	return entropy+symbols*symbolCost > n*8<<logFraction
 }
 
 // appendSimple appends the header of literals that are not coded.
