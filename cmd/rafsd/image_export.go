@@ -32,7 +32,7 @@ func (a *app) imageUnpack() *cobra.Command {
 		Long: `Turn an image into a tar file (pax) that is the same image again. All data is verified. TAR may be
 a fifo, or - for stdout.`,
 		Example: `  rafsd image unpack -D blobs --output rootfs.tar image.boot
-  rafsd image unpack -b layer.blob --output - layer.boot | tar -tv`,
+  rafsd image unpack -b layer.blob --output - layer.blob | tar -tv`,
 		Args: args(cobra.MaximumNArgs(1), "one BOOTSTRAP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b := bootstrapFlags{flag: f.bootstrap}
