@@ -67,7 +67,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	alias(flags, map[string]string{"source-type": "type", "inline-bootstrap": "blob-inline-meta"})
 	flags.StringVarP(&f.kind, "type", "t", "dir-rafs", "what SOURCE is: directory, dir-rafs, estargz-rafs, estargz-ref, estargztoc-ref, tar-rafs, tar-tarfs, targz-rafs, targz-ref or stargz_index")
 	flags.StringVarP(&f.bootstrap, "bootstrap", "B", "", "write the bootstrap to this file")
-	flags.StringVarP(&f.blobDir, "blob-dir", "D", "", "folder for the blob, and for a bootstrap without a path, each named by its SHA-256")
+	flags.StringVarP(&f.blobDir, "blob-dir", "D", "", "folder for the blob, and for a bootstrap without a path, each named by its SHA-256; of stargz_index for ID.blob.meta, which nydusd wants in its work folder")
 	flags.StringVarP(&f.blob, "blob", "b", "", "write the blob to this file, which may be a fifo")
 	flags.StringVar(&f.externalBlob, "external-blob", "", "not supported")
 	flags.BoolVar(&f.inlineMeta, "blob-inline-meta", false, "put the bootstrap into the blob")
@@ -123,9 +123,13 @@ func (f *createFlags) check(cmd *cobra.Command) error {
 	if (f.kind == "stargz_index" || f.kind == "estargztoc-ref") && f.blobID == "" {
 		err = errors.Join(err, &usageError{fmt.Errorf("--type %s needs --blob-id", f.kind)})
 	}
-	for name, value := range map[string]string{"external-blob": f.externalBlob, "attributes": f.attributes, "blob-offset": strings.Trim(f.blobOffset, "0")} {
-		if value != "" {
-			return &usageError{fmt.Errorf("--%s is not supported", name)}
+	for _, refused := range []struct{ name, value, why string }{
+		{"external-blob", f.externalBlob, "chunks in external blobs have no digests, and nothing here reads what it cannot verify"},
+		{"attributes", f.attributes, "chunks in external blobs have no digests, and nothing here reads what it cannot verify"},
+		{"blob-offset", strings.Trim(f.blobOffset, "0"), "chunks would be said to lie so many bytes further than in the blob that is written, where no reader finds them"},
+	} {
+		if refused.value != "" {
+			return &usageError{fmt.Errorf("--%s is not supported: %s", refused.name, refused.why)}
 		}
 	}
 	return err

@@ -355,6 +355,12 @@ func (c *creation) publish() (*Result, error) {
 			return nil, fmt.Errorf("blob cache: %w", err)
 		}
 	}
+	if o.Type == TOCRef && o.BlobDir != "" && c.info != nil {
+		// The layer has none inside, and nydusd refuses such a blob without it.
+		if err := publishMeta(o.BlobDir, c.info); err != nil {
+			return nil, fmt.Errorf("chunk information: %w", err)
+		}
+	}
 	if c.blob != nil {
 		var err error
 		if o.Blob != "" {
@@ -384,7 +390,6 @@ func (c *creation) publish() (*Result, error) {
 type cacheOutput struct {
 	dir  string
 	data *output
-	meta *output
 }
 
 func newCacheOutput(dir string) (*cacheOutput, error) {
@@ -395,31 +400,40 @@ func newCacheOutput(dir string) (*cacheOutput, error) {
 	return &cacheOutput{dir: dir, data: data}, nil
 }
 
-func (c *cacheOutput) publish(info *write.BlobInfo) (err error) {
+func (c *cacheOutput) publish(info *write.BlobInfo) error {
 	// The cache of a node is as long as the blob's uncompressed space.
 	if err := c.data.Truncate(int64(info.Entry.UncompressedSize)); err != nil {
 		return err
 	}
-	if c.meta, err = newOutputIn(c.dir); err != nil {
-		return err
-	}
-	out := newBuffered(c.meta)
-	if err := info.WriteMeta(out); err != nil {
-		return err
-	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	if err := c.meta.publishAs(info.ID + ".blob.meta"); err != nil {
+	if err := publishMeta(c.dir, info); err != nil {
 		return err
 	}
 	return c.data.publishAs(info.ID + ".blob.data")
 }
 
+// publishMeta puts the chunk information of a blob into a folder, as a node keeps it.
+func publishMeta(dir string, info *write.BlobInfo) error {
+	meta, err := newOutputIn(dir)
+	if err != nil {
+		return err
+	}
+	out := newBuffered(meta)
+	err = info.WriteMeta(out)
+	if err == nil {
+		err = out.Flush()
+	}
+	if err == nil {
+		err = meta.publishAs(info.ID + ".blob.meta")
+	}
+	if err != nil {
+		meta.discard()
+	}
+	return err
+}
+
 func (c *cacheOutput) discard() {
 	if c != nil {
 		c.data.discard()
-		c.meta.discard()
 	}
 }
 

@@ -552,8 +552,8 @@ func TestEstargz(t *testing.T) {
 	if r.Blob != o.BlobID || r.BlobSize != int64(layer.Len()) {
 		t.Errorf("blob %s of %d bytes, want the layer, %s of %d", r.Blob, r.BlobSize, o.BlobID, layer.Len())
 	}
-	if got := files(t, o.BlobDir); !slices.Equal(got, []string{"image.boot"}) {
-		t.Errorf("wrote %q, want only a bootstrap", got)
+	if got := files(t, o.BlobDir); !slices.Equal(got, []string{o.BlobID + ".blob.meta", "image.boot"}) {
+		t.Errorf("wrote %q, want the chunk information and a bootstrap", got)
 	}
 	if got := paths(t, r.Bootstrap); !slices.Equal(got, []string{"d", "d/big", "small"}) {
 		t.Errorf("got %q, want d, d/big and small", got)

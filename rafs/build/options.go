@@ -52,7 +52,8 @@ type Options struct {
 
 	// Bootstrap is the path of the bootstrap; in BlobDir under its SHA-256 by
 	// default. Blob is the path of the blob, which may be a fifo; in BlobDir under
-	// its id by default. CacheDir takes ID.blob.data and ID.blob.meta as a node
+	// its id by default; of a TOCRef it takes ID.blob.meta, which nydusd wants to find in
+	// its work folder. CacheDir takes ID.blob.data and ID.blob.meta as a node
 	// keeps them, in place of the blob.
 	Bootstrap, Blob, BlobDir, CacheDir string
 }

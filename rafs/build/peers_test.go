@@ -3,8 +3,10 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +18,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/klauspost/compress/gzip"
+
 	"github.com/rafsd/rafsd/internal/testenv"
+	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/rafstest"
@@ -262,5 +267,38 @@ func TestOverlayUpper(t *testing.T) {
 		"-D", base.BlobDir, "-B", theirs, up)
 	if got, want := paths(t, r.Bootstrap), paths(t, theirs); !slices.Equal(got, want) {
 		t.Errorf("got %q, nydus-image %q", got, want)
+	}
+}
+
+// An eStargz of which only the table of contents was read is served by nydusd, whose
+// work folder is the one that got the chunk information. Run by make interop.
+func TestNydusdServesStargz(t *testing.T) {
+	member := func(data []byte) []byte {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		_, err := z.Write(data)
+		must(t, err, z.Close())
+		return b.Bytes()
+	}
+	sum := func(data []byte) string { return blob.DigesterSHA256.Sum(data).String() }
+	big, small := noise(1, 3<<20+100), []byte("small")
+	first := member(big)
+	layer := append(slices.Clone(first), member(small)...)
+	toc := fmt.Sprintf(`{"version":1,"entries":[
+		{"name":"big","type":"reg","size":%d,"mode":420,"offset":0,"digest":"sha256:%s","chunkDigest":"sha256:%s"},
+		{"name":"small","type":"reg","size":5,"mode":420,"offset":%d,"digest":"sha256:%s","chunkDigest":"sha256:%s"}]}`,
+		len(big), sum(big), sum(big), len(first), sum(small), sum(small))
+	o := options(t, filepath.Join(t.TempDir(), "stargz.index.json"))
+	must(t, os.WriteFile(o.Source, []byte(toc), 0o600))
+	o.Type, o.BlobID, o.BlobDataSize, o.ChunkSize = TOCRef, sum(layer), uint64(len(layer)), 0
+	r := create(t, o)
+	blobs := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(blobs, o.BlobID), layer, 0o600))
+	mnt := rafstest.MountNydusd(t, testenv.Peer(t, "nydusd"), fmt.Sprintf(`{"device":{"backend":{"type":"localfs","config":{"dir":%q}},
+		"cache":{"type":"blobcache","config":{"work_dir":%q}}},"mode":"direct"}`, blobs, o.BlobDir), r.Bootstrap)
+	for name, want := range map[string][]byte{"big": big, "small": small} {
+		if got, err := os.ReadFile(filepath.Join(mnt, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(want))
+		}
 	}
 }
