@@ -75,7 +75,11 @@ func (h *heldContainer) stop() { h.interrupt() }
 
 func (h *heldContainer) Pause(ctx context.Context) error {
 	h.signals, h.done = make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(h.signals, lethal...)
+	for _, s := range lethal {
+		if !signal.Ignored(s) { // as nohup has it
+			signal.Notify(h.signals, s)
+		}
+	}
 	go func() {
 		defer close(h.done)
 		for s := range h.signals {

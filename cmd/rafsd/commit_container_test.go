@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -84,7 +85,7 @@ func newStage(t *testing.T) *stage {
 	}
 	config, err := img.ConfigFile()
 	must1(t, err)
-	config.OS, config.Architecture = "linux", "amd64"
+	config.OS, config.Architecture = "linux", runtime.GOARCH
 	img, err = mutate.ConfigFile(img, config)
 	must1(t, err)
 	ref, err := name.NewTag(s.image)

@@ -185,7 +185,10 @@ func (c *Client) Upper(ctx context.Context, one *Container) (string, error) {
 		err = fmt.Errorf("container %s: %w: snapshotter %s gives it mounts of type %s, want one overlay (snapshotters nydus, overlayfs)",
 			one.ID, ErrNoUpper, one.Snapshotter, strings.Join(kinds, ", "))
 	}
-	return upper, err
+	if err != nil {
+		return "", err
+	}
+	return upper, nil
 }
 
 // Status says what the first process of a container does.

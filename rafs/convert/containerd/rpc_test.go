@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -142,6 +143,52 @@ func TestDecode(t *testing.T) {
 		if _, err := decodeContainer([]byte(bad)); err == nil {
 			t.Errorf("%q: got no error", bad)
 		}
+	}
+}
+
+// What a snapshotter says of a root is the upper folder of one overlay, or refused.
+func TestUpper(t *testing.T) {
+	mountOf := func(kind string, options ...string) (b []byte) {
+		b = protowire.AppendString(protowire.AppendTag(b, 1, protowire.BytesType), kind)
+		b = protowire.AppendString(protowire.AppendTag(b, 2, protowire.BytesType), "/source")
+		for _, o := range options {
+			b = protowire.AppendString(protowire.AppendTag(b, 4, protowire.BytesType), o)
+		}
+		return b
+	}
+	overlay := []string{"workdir=/s/7/work", "upperdir=/s/7/fs", "lowerdir=/s/6/fs:/s/5/fs", "index=off"}
+	for _, tc := range []struct {
+		name   string
+		mounts [][]byte
+		want   string // "" if refused
+	}{
+		{"overlayfs", [][]byte{mountOf("overlay", overlay...)}, "/s/7/fs"},
+		{"nydus", [][]byte{mountOf("fuse.nydus-overlayfs", append(overlay, "extraoption=e30=")...)}, "/s/7/fs"},
+		{"an image without layers", [][]byte{mountOf("bind", "rw", "rbind")}, ""},
+		{"a view", [][]byte{mountOf("overlay", "lowerdir=/a:/b")}, ""},
+		{"a block device", [][]byte{mountOf("ext4", "upperdir=/a")}, ""},
+		{"two mounts", [][]byte{mountOf("overlay", overlay...), mountOf("overlay", overlay...)}, ""},
+		{"nothing", nil, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var mounts []byte
+			for _, m := range tc.mounts {
+				mounts = protowire.AppendBytes(protowire.AppendTag(mounts, 1, protowire.BytesType), m)
+			}
+			c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				request, _ := io.ReadAll(r.Body)
+				if want := answer("\x0a\x01s\x12\x01k"); r.URL.Path != "/containerd.services.snapshots.v1.Snapshots/Mounts" || string(request) != want {
+					t.Errorf("request %s %q, want %q", r.URL, request, want)
+				}
+				w.Header().Set("Trailer", "Grpc-Status")
+				_, _ = w.Write([]byte(answer(string(mounts))))
+				w.Header().Set("Grpc-Status", "0")
+			})
+			got, err := c.Upper(t.Context(), &Container{ID: "c", Snapshotter: "s", SnapshotKey: "k"})
+			if got != tc.want && err == nil || tc.want != "" && err != nil || tc.want == "" && !errors.Is(err, ErrNoUpper) {
+				t.Errorf("got %q, %v, want %q", got, err, tc.want)
+			}
+		})
 	}
 }
 
