@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -231,7 +232,7 @@ func (c *creation) native() error {
 	if err := c.merge(); err != nil {
 		return err
 	}
-	if err := c.finish(b, contents, counted.first); err != nil {
+	if err := c.finish(b, out, contents, counted.first); err != nil {
 		return err
 	}
 	return out.Flush()
@@ -299,9 +300,9 @@ func (c *creation) merge() (err error) {
 	return err
 }
 
-// finish ends the blob, and writes the bootstrap into it or after it. The blob
-// begins with the first chunks.
-func (c *creation) finish(b *write.Blob, contents write.Contents, first uint32) error {
+// finish ends the blob, which goes through out, and writes the bootstrap into it or
+// after it. The blob begins with the first chunks.
+func (c *creation) finish(b *write.Blob, out *bufio.Writer, contents write.Contents, first uint32) error {
 	o := c.opts
 	if o.InlineMeta {
 		contents.Bootstrap = func(w io.Writer, info *write.BlobInfo) error {
@@ -317,6 +318,9 @@ func (c *creation) finish(b *write.Blob, contents write.Contents, first uint32) 
 		return c.bootstrap(nil)
 	}
 	info, err := b.Finish(contents)
+	if err == nil {
+		err = c.blob.startSync(out)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bufio"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -21,6 +22,8 @@ type output struct {
 	path   string // empty: to be named when it is published
 	direct bool
 	temp   string // its name meanwhile, where files without one cannot be made
+
+	syncing chan error // receives once startSync is through; nil without it
 }
 
 // newOutput starts a file that will be named path.
@@ -73,13 +76,37 @@ func tempName() string {
 // proc is a path by which the file can be opened again while it has no name.
 func (o *output) proc() string { return "/proc/self/fd/" + strconv.Itoa(int(o.Fd())) }
 
+// startSync begins to put on the disk what was written through out, which is all.
+// publish waits for the end; meanwhile there is the bootstrap to make. A fifo gets
+// the rest later, when nothing is left to fail.
+func (o *output) startSync(out *bufio.Writer) error {
+	if o == nil || o.direct {
+		return nil
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	o.syncing = make(chan error, 1)
+	go func() { o.syncing <- o.Sync() }()
+	return nil
+}
+
+func (o *output) sync() error {
+	if o.syncing == nil {
+		return o.Sync()
+	}
+	err := <-o.syncing
+	o.syncing = nil
+	return err
+}
+
 // publish gives the file its name, once its bytes are on the disk, and closes
 // it. What had the name before is replaced.
 func (o *output) publish() error {
 	if o.direct {
 		return o.Close()
 	}
-	if err := o.Sync(); err != nil {
+	if err := o.sync(); err != nil {
 		return err
 	}
 	if o.temp == "" {
@@ -106,6 +133,9 @@ func (o *output) publishAs(name string) error {
 func (o *output) discard() {
 	if o == nil {
 		return
+	}
+	if o.syncing != nil {
+		o.sync()
 	}
 	o.Close()
 	if o.temp != "" {

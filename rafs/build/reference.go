@@ -60,7 +60,7 @@ func (c *creation) targz(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := c.finish(b, contents, 0); err != nil {
+	if err := c.finish(b, out, contents, 0); err != nil {
 		return err
 	}
 	return out.Flush()
