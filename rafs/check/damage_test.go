@@ -290,3 +290,15 @@ func TestFlippedNydusImages(t *testing.T) {
 		}
 	}
 }
+
+// Images of nydus-image 2.2 have no flat disk in mind.
+func TestNotFlattened(t *testing.T) {
+	data := bootstrap(t, "v6-layers")
+	for i := range 3 {
+		clear(data[v6.DevicesOffset+i*v6.DeviceSlotSize+68:][:4])
+	}
+	r := report(t, data)
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+}
