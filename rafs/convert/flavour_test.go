@@ -3,6 +3,7 @@ package convert
 import (
 	"archive/tar"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -332,6 +333,55 @@ func TestBlobDir(t *testing.T) {
 	}
 	defer backend.Close()
 	verified(t, oci, rafs, verify.Options{Backend: backend})
+}
+
+// A blob folder keeps nothing that is not what its name says: not what a disk has
+// damaged, nor what the place of a chunk dictionary gives in its stead.
+func TestBlobDirDamaged(t *testing.T) {
+	oci, blobs := t.TempDir(), t.TempDir()
+	newImage(t, "gzip", fixtureTars(t, layerTars...)...).layout(t, oci, "")
+	for range 2 {
+		rafs := "oci:" + t.TempDir()
+		got, err := Convert(t.Context(), Options{Source: oci, Target: rafs, BlobDir: blobs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		backend, err := localfs.New(blobs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified(t, oci, rafs, verify.Options{Backend: backend})
+		if err := backend.Close(); err != nil {
+			t.Error(err)
+		}
+		flipAll(t, blobs, got.Blobs)
+	}
+	dict := t.TempDir()
+	made, err := Convert(t.Context(), Options{Source: oci, Target: "oci:" + dict})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipAll(t, filepath.Join(dict, "blobs/sha256"), made.Blobs)
+	blobs = t.TempDir()
+	_, err = Convert(t.Context(), Options{Source: oci, Target: "oci:" + t.TempDir(), Dict: "oci:" + dict, BlobDir: blobs})
+	left, _ := os.ReadDir(blobs)
+	if !errors.Is(err, blob.ErrDigest) || len(left) != 0 {
+		t.Errorf("a dictionary with other bytes: got %v, %v is left", err, left)
+	}
+}
+
+// flipAll damages blobs.
+func flipAll(t *testing.T, dir string, ids []string) {
+	t.Helper()
+	for _, id := range ids {
+		st, err := os.Stat(filepath.Join(dir, id))
+		if err == nil {
+			err = flip(filepath.Join(dir, id), st.Size())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // docker's media types stay where that is asked for.

@@ -305,18 +305,7 @@ func (c *conversion) storeRest(ctx context.Context, i *rafsImage) error {
 // storeFile puts a blob into the folder that takes them.
 func (c *conversion) storeFile(ctx context.Context, b blobLayer) error {
 	name := filepath.Join(c.opts.BlobDir, b.info.ID)
-	if st, err := os.Stat(name); err == nil && st.Size() == b.desc.Size {
-		return nil
-	}
-	r, err := b.open(ctx, 0)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	if err := store.WriteFile(name, func(w io.Writer) error {
-		_, err := io.Copy(w, r)
-		return err
-	}); err != nil {
+	if _, err := store.BlobFile(ctx, name, b.desc, b.open); err != nil {
 		return fmt.Errorf("blob folder: %w", err)
 	}
 	return nil

@@ -206,11 +206,16 @@ func (t *layoutTarget) Reference(digest v1.Hash) string {
 func (t *layoutTarget) Close() error { return nil }
 
 func (t *layoutTarget) Blob(ctx context.Context, d v1.Descriptor, open Opener) (bool, error) {
+	return BlobFile(ctx, filepath.Join(t.dir, blobPath(d.Digest)), d, open)
+}
+
+// BlobFile makes a file of a blob, verified, unless it is there and whole. The
+// result tells whether it was made.
+func BlobFile(ctx context.Context, path string, d v1.Descriptor, open Opener) (bool, error) {
 	if err := checkDescriptor(d); err != nil {
 		return false, err
 	}
-	name := blobPath(d.Digest)
-	if whole(filepath.Join(t.dir, name), d) {
+	if whole(path, d) {
 		return false, nil
 	}
 	data, err := newTape(ctx, d, open)
@@ -218,7 +223,7 @@ func (t *layoutTarget) Blob(ctx context.Context, d v1.Descriptor, open Opener) (
 		return false, err
 	}
 	defer data.Close()
-	if err := t.write(name, data.copyTo); err != nil {
+	if err := WriteFile(path, data.copyTo); err != nil {
 		return true, fmt.Errorf("store %s: %w", d.Digest, err)
 	}
 	return true, nil
