@@ -52,7 +52,7 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
-bench: build ## compare with the daemons that are installed; docs/benchmarks.md says how to read it [BENCHFLAGS="-rounds 3"]
+bench: build ## compare with the daemons and the nydus-image that are installed; docs/benchmarks.md says how to read it [BENCHFLAGS="-rounds 3"]
 	go run ./e2e/bench -rafsd bin/rafsd $(BENCHFLAGS)
 
 bench-peers: ## install nydusd, nydus-image and virtiofsd, which bench compares with (cargo, about eight minutes)
