@@ -36,19 +36,15 @@ var alphabets = [kinds]alphabet{
 	}},
 }
 
-// The codes of lengths: below the tables' ends by table, above by logarithm.
-var (
-	literalCodes [64]uint8
-	matchCodes   [128]uint8
-	literalBits  [64]span
-	matchBits    [64]span
-)
+// span says of a length its code, how many bits the code leaves open, from bit 8 on,
+// and those bits, from bit 16 on.
+type span uint32
 
-// span is the lengths of a code: extra bits tell which from base on.
-type span struct {
-	base  uint32
-	extra uint8
-}
+// Lengths below the ends of these have their spans by table, those above by logarithm.
+var (
+	literalSpans [64]span
+	matchSpans   [128]span // of lengths less 3
+)
 
 // Baselines of the codes whose lengths have extra bits (RFC 8878, 3.1.1.3.2.1.1).
 var (
@@ -57,49 +53,46 @@ var (
 )
 
 func init() {
-	fillCodes(literalCodes[:], literalBits[:36], literalBases[:])
-	fillCodes(matchCodes[:], matchBits[:53], matchBases[:])
+	fillSpans(literalSpans[:], literalBases[:])
+	fillSpans(matchSpans[:], matchBases[:])
 }
 
-func fillCodes(codes []uint8, spans []span, bases []uint32) {
+func fillSpans(spans []span, bases []uint32) {
 	first := int(bases[0])
-	for i := range spans {
-		switch {
-		case i < first:
-			spans[i].base = uint32(i)
-		case i < first+len(bases):
-			spans[i].base = bases[i-first]
-		default:
-			spans[i].base = 2 * spans[i-1].base
-		}
+	for i := range first {
+		spans[i] = span(i)
 	}
-	for i := range spans {
-		end := 2 * spans[i].base
-		if i+1 < len(spans) {
-			end = spans[i+1].base
+	for i, base := range bases {
+		end := 2 * base
+		if i+1 < len(bases) {
+			end = bases[i+1]
 		}
-		spans[i].extra = uint8(bits.Len32(end-spans[i].base) - 1)
-		for v := spans[i].base; v < min(end, uint32(len(codes))); v++ {
-			codes[v] = uint8(i)
+		extra := span(bits.Len32(end-base) - 1)
+		for v := base; v < min(end, uint32(len(spans))); v++ {
+			spans[v] = span(first+i) | extra<<8 | span(v-base)<<16
 		}
 	}
 }
 
-func literalCode(n uint32) uint8 {
-	if n < uint32(len(literalCodes)) {
-		return literalCodes[n]
+func literalSpan(n uint32) span {
+	if n < uint32(len(literalSpans)) {
+		return literalSpans[n]
 	}
-	return uint8(bits.Len32(n) + 18)
+	return logSpan(n, 19)
 }
 
-func matchCode(n uint32) uint8 {
-	if n < uint32(len(matchCodes)) {
-		return matchCodes[n]
+func matchSpan(n uint32) span {
+	if n < uint32(len(matchSpans)) {
+		return matchSpans[n]
 	}
-	return uint8(bits.Len32(n) + 35)
+	return logSpan(n, 36)
 }
 
-func offsetCode(n uint32) uint8 { return uint8(bits.Len32(n) - 1) }
+// logSpan is the span of a length below 1<<17, of which the code is its logarithm and code.
+func logSpan(n, code uint32) span {
+	log := uint32(bits.Len32(n) - 1)
+	return span(log + code | log<<8 | (n^1<<(log&31))<<16)
+}
 
 // appendSequences appends the sequences section. The result tells whether it has
 // sequences, and so tables that the next block may use again.
@@ -133,16 +126,14 @@ func (e *Encoder) appendSequences(dst []byte) (out []byte, any bool) {
 func (e *Encoder) split(counts *[kinds][64]uint32) {
 	seq, codes := e.seq[:e.seqs], e.seqCodes[:e.seqs]
 	for i, s := range seq {
-		literals, match, offset := s.literals(), s.match(), s.offset()
-		l, m, o := literalCode(literals)&63, matchCode(match)&63, offsetCode(offset)&63
-		counts[literalLengths][l]++
-		counts[offsets][o]++
-		counts[matchLengths][m]++
-		ll, ml := &literalBits[l], &matchBits[m]
-		seq[i] = sequence(literals-ll.base) |
-			sequence(match-ml.base)<<(ll.extra&63) |
-			sequence(offset^1<<(o&31))<<(ml.extra+ll.extra&63)
-		codes[i] = uint32(l) | uint32(m)<<8 | uint32(o)<<16 | uint32(ll.extra+ml.extra+o)<<24
+		l, m, offset := literalSpan(s.literals()), matchSpan(s.match()), s.offset()
+		o := uint32(bits.Len32(offset) - 1)
+		counts[literalLengths][l&63]++
+		counts[matchLengths][m&63]++
+		counts[offsets][o&63]++
+		openL, openM := uint32(l>>8&31), uint32(m>>8&31)
+		seq[i] = sequence(l>>16) | sequence(m>>16)<<openL | sequence(offset^1<<(o&31))<<((openL+openM)&63)
+		codes[i] = uint32(l&63) | uint32(m&63)<<8 | o<<16 | (openL+openM+o)<<24
 	}
 }
 
