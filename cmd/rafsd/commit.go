@@ -150,13 +150,12 @@ func (a *app) runCommit(ctx context.Context, f *commitFlags, src, dst string) er
 	if f.container != "" {
 		client := containerd.New(f.address, f.namespace)
 		defer client.Close()
-		if src, err = f.ask(ctx, client, &o, src); err != nil {
+		var held *heldContainer
+		ctx, held = hold(ctx)
+		defer held.stop()
+		if src, err = f.ask(ctx, client, &o, held, src); err != nil {
 			return err
 		}
-		var held *heldContainer
-		ctx, held = hold(ctx, o.Container)
-		defer held.stop()
-		o.Container = held
 	}
 	if o.Source, err = store.OpenSource(ctx, src, from, f.workDir); err != nil {
 		return fmt.Errorf("source %s: %w", src, err)

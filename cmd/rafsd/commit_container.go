@@ -14,9 +14,9 @@ import (
 	"github.com/rafsd/rafsd/rafs/convert/containerd"
 )
 
-// ask fills in what containerd knows of a container, and returns the image that it
-// was made of unless src names one.
-func (f *commitFlags) ask(ctx context.Context, client *containerd.Client, o *convert.CommitOptions, src string) (string, error) {
+// ask fills in what containerd knows of a container, which h will hold, and returns the
+// image that it was made of unless src names one.
+func (f *commitFlags) ask(ctx context.Context, client *containerd.Client, o *convert.CommitOptions, h *heldContainer, src string) (string, error) {
 	one, err := client.Container(ctx, f.container)
 	if err != nil {
 		return "", err
@@ -24,7 +24,11 @@ func (f *commitFlags) ask(ctx context.Context, client *containerd.Client, o *con
 	if o.Upper, err = client.Upper(ctx, one); err != nil {
 		return "", err
 	}
-	o.Container = client.Live(one, f.pause)
+	h.Container = client.Live(one, f.pause, func() (err error) {
+		h.guard, err = startGuard(client, one.ID)
+		return err
+	})
+	o.Container = h
 	if src != "" {
 		return src, nil
 	}
@@ -53,9 +57,10 @@ func baseImage(ctx context.Context, client *containerd.Client, one *containerd.C
 
 // heldContainer is a container whose processes stand still while this process reads
 // what they have written. As long as they do, no signal that can be caught ends this
-// process: it would leave them standing.
+// process: it would leave them standing. For the others there is a guard.
 type heldContainer struct {
 	convert.Container
+	guard     *guard // nil as long as it is not paused
 	interrupt context.CancelFunc
 	signals   chan os.Signal
 	done      chan struct{}
@@ -66,9 +71,9 @@ type heldContainer struct {
 var lethal = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE}
 
 // hold returns a context that ends when a signal comes while a container is paused.
-func hold(ctx context.Context, c convert.Container) (context.Context, *heldContainer) {
+func hold(ctx context.Context) (context.Context, *heldContainer) {
 	ctx, cancel := context.WithCancel(ctx)
-	return ctx, &heldContainer{Container: c, interrupt: cancel}
+	return ctx, &heldContainer{interrupt: cancel}
 }
 
 func (h *heldContainer) stop() { h.interrupt() }
@@ -93,6 +98,10 @@ func (h *heldContainer) Pause(ctx context.Context) error {
 
 func (h *heldContainer) Resume() error {
 	err := h.Container.Resume()
+	if h.guard != nil {
+		h.guard.end(err == nil)
+		h.guard = nil
+	}
 	if h.signals != nil {
 		signal.Stop(h.signals)
 		close(h.signals)

@@ -138,7 +138,7 @@ func (a *app) root() *cobra.Command {
 	cobra.AddTemplateFunc("globalUsages", globalUsages)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(),
 		".InheritedFlags.FlagUsages", "globalUsages ."))
-	root.AddCommand(a.virtiofs(), a.convert(), a.copy(), a.verify(), a.commit(), a.inspect(), a.image(), a.version())
+	root.AddCommand(a.virtiofs(), a.convert(), a.copy(), a.verify(), a.commit(), a.guard(), a.inspect(), a.image(), a.version())
 	return root
 }
 

@@ -30,7 +30,7 @@ func TestNothingThere(t *testing.T) {
 		t.Errorf("no snapshot: got %v", err)
 	}
 	// Of a container that does not run, nothing is there but what was written.
-	live := c.Live(&Container{ID: "x"}, true)
+	live := c.Live(&Container{ID: "x"}, true, func() error { return errors.New("not to be called") })
 	if err := live.Pause(t.Context()); err != nil {
 		t.Errorf("pause: %v", err)
 	}
@@ -41,7 +41,7 @@ func TestNothingThere(t *testing.T) {
 		t.Errorf("resume: %v", err)
 	}
 	// The process of a container that is a virtual machine sees what this one does.
-	live = c.Live(&Container{ID: "x"}, true)
+	live = c.Live(&Container{ID: "x"}, true, func() error { return errors.New("not to be called") })
 	live.task = Task{uint32(os.Getpid()), Running}
 	if _, err := live.Mount("/etc"); err == nil || !strings.Contains(err.Error(), "has the mounts of this machine") {
 		t.Errorf("mount of a process of this machine: got %v", err)

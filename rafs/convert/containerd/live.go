@@ -20,6 +20,8 @@ type Live struct {
 	client *Client
 	id     string
 	pause  bool // Pause does something
+	// before is called before the container is paused.
+	before func() error
 
 	task   Task
 	paused bool  // by us
@@ -28,10 +30,14 @@ type Live struct {
 }
 
 // Live returns a container for a commit. Unless pause is set, it goes on running
-// while it is read.
-func (c *Client) Live(one *Container, pause bool) *Live {
-	return &Live{client: c, id: one.ID, pause: pause, root: -1}
+// while it is read. Before, if not nil, is called before the container is paused, and
+// not if there is no need to.
+func (c *Client) Live(one *Container, pause bool, before func() error) *Live {
+	return &Live{client: c, id: one.ID, pause: pause, before: before, root: -1}
 }
+
+// Orphan is a container that somebody has paused who is no more.
+func (c *Client) Orphan(id string) *Live { return &Live{client: c, id: id, paused: true, root: -1} }
 
 // Pause stops the processes of the container if they run. If it fails, they run.
 func (l *Live) Pause(ctx context.Context) (err error) {
@@ -40,6 +46,11 @@ func (l *Live) Pause(ctx context.Context) (err error) {
 	}
 	if !l.pause || l.task.Status != Running {
 		return nil
+	}
+	if l.before != nil {
+		if err := l.before(); err != nil {
+			return err
+		}
 	}
 	l.paused = true // perhaps, also if the call fails
 	for until := time.Now().Add(pauseTime); ; {
