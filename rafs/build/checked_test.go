@@ -328,7 +328,7 @@ func (s *stored) mounts(t *testing.T, change []byte) {
 			}
 		}
 	})
-	for _, line := range rafstest.Diff(want, rafstest.Dir(mountEROFS(t, disk))) {
+	for _, line := range rafstest.Diff(want, rafstest.Dir(testenv.MountEROFS(t, disk))) {
 		t.Errorf("%s with %x: %s", s.name, change, line)
 	}
 }

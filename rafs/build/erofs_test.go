@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,34 +13,6 @@ import (
 	"github.com/rafsd/rafsd/rafs/build/tree"
 	"github.com/rafsd/rafsd/rafs/rafstest"
 )
-
-// mountEROFS has Linux mount a bootstrap with the caches of its blobs as devices.
-func mountEROFS(t *testing.T, bootstrap string, devices ...string) string {
-	t.Helper()
-	loop := func(file string) string {
-		out, err := exec.Command("losetup", "--find", "--show", "--read-only", file).CombinedOutput()
-		if err != nil {
-			t.Fatalf("losetup %s: %v: %s", file, err, out)
-		}
-		dev := strings.TrimSpace(string(out))
-		t.Cleanup(func() { exec.Command("losetup", "--detach", dev).Run() })
-		return dev
-	}
-	opts := "ro"
-	for _, file := range devices {
-		opts += ",device=" + loop(file)
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "erofs", "-o", opts, loop(bootstrap), dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount -t erofs -o %s: %v: %s", opts, err, out)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("umount %s: %v", dir, err)
-		}
-	})
-	return dir
-}
 
 // Linux sees in layers that were built one upon the other what a container would:
 // chunks from the blobs of both, at addresses that nothing joins.
@@ -74,7 +45,7 @@ func TestLinuxMountsLayers(t *testing.T) {
 	for _, id := range result.Blobs {
 		devices = append(devices, filepath.Join(cache, id+".blob.data"))
 	}
-	mnt := mountEROFS(t, result.Bootstrap, devices...)
+	mnt := testenv.MountEROFS(t, result.Bootstrap, devices...)
 	want := t.TempDir()
 	for _, src := range []string{low, up} {
 		if out, err := exec.Command("cp", "-a", src+"/.", want).CombinedOutput(); err != nil {
@@ -111,7 +82,7 @@ func TestLinuxMountsMerge(t *testing.T) {
 		sources, devices = append(sources, p), append(devices, filepath.Join(cache, r.Blob+".blob.data"))
 	}
 	r := merge(t, mergeOptions(t, sources...))
-	mnt := mountEROFS(t, r.Bootstrap, devices...)
+	mnt := testenv.MountEROFS(t, r.Bootstrap, devices...)
 	for name, want := range map[string]string{"a": "other", "d/b": string(noise(1, 300000)), "d/c": string(noise(2, 5000))} {
 		if got, err := os.ReadFile(filepath.Join(mnt, name)); err != nil || string(got) != want {
 			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(want))

@@ -35,20 +35,6 @@ func disk(t testing.TB, im *image.Image, d *export.Data, o export.BlockOptions) 
 	return path, got
 }
 
-// mount mounts a file or device as EROFS, with nothing but read-only for options.
-func mount(t testing.TB, path string) string {
-	t.Helper()
-	dir := t.TempDir()
-	dev := path
-	if !strings.HasPrefix(path, "/dev/") {
-		dev = strings.TrimSpace(run(t, "losetup", "--find", "--show", "--read-only", path))
-		t.Cleanup(func() { run(t, "losetup", "-d", dev) })
-	}
-	run(t, "mount", "-t", "erofs", "-o", "ro", dev, dir)
-	t.Cleanup(func() { run(t, "umount", dir) })
-	return dir
-}
-
 // v6 are the images that have metadata of EROFS.
 func v6(t testing.TB) []rafstest.Case {
 	t.Helper()
@@ -69,7 +55,7 @@ func TestBlockMount(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			im, d := open(t, c)
 			path, _ := disk(t, im, d, export.BlockOptions{})
-			rafstest.Compare(t, shows(t, c, im), rafstest.Dir(mount(t, path)))
+			rafstest.Compare(t, shows(t, c, im), rafstest.Dir(testenv.MountEROFS(t, path)))
 			if im.Super().BlockSize == 512 {
 				return // fsck.erofs knows no other blocks
 			}
@@ -232,7 +218,7 @@ func TestBlockDeviceTableMount(t *testing.T) {
 			// Linux does not see the whole of links/nearly-page there, as nydus-image
 			// writes it.
 			c.Want = slices.DeleteFunc(slices.Clone(shows(t, c, im)), func(e rafstest.Entry) bool { return len(e.Link) > 512 })
-			dir := mount(t, path)
+			dir := testenv.MountEROFS(t, path)
 			rafstest.Compare(t, c.Want, func(yield func(rafstest.Entry, error) bool) {
 				for e, err := range rafstest.Dir(dir) {
 					if len(e.Link) <= 512 && !yield(e, err) {
@@ -242,7 +228,7 @@ func TestBlockDeviceTableMount(t *testing.T) {
 			})
 			continue
 		}
-		rafstest.Compare(t, shows(t, c, im), rafstest.Dir(mount(t, path)))
+		rafstest.Compare(t, shows(t, c, im), rafstest.Dir(testenv.MountEROFS(t, path)))
 	}
 }
 

@@ -160,38 +160,6 @@ func (b *built) saveFlat(t *testing.T) (bootstrap string, devices []string) {
 	return bootstrap, devices
 }
 
-// mountEROFS mounts an image with the kernel's driver, the blobs as loop devices.
-func mountEROFS(t *testing.T, bootstrap string, devices []string) string {
-	t.Helper()
-	loop := func(file string) string {
-		out, err := exec.Command("losetup", "--find", "--show", "--read-only", file).CombinedOutput()
-		if err != nil {
-			t.Fatalf("losetup %s: %v: %s", file, err, out)
-		}
-		dev := strings.TrimSpace(string(out))
-		t.Cleanup(func() {
-			if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
-				t.Errorf("losetup --detach %s: %v: %s", dev, err, out)
-			}
-		})
-		return dev
-	}
-	opts := "ro"
-	for _, file := range devices {
-		opts += ",device=" + loop(file)
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "erofs", "-o", opts, loop(bootstrap), dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount -t erofs -o %s: %v: %s", opts, err, out)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("umount %s: %v", dir, err)
-		}
-	})
-	return dir
-}
-
 // The Linux EROFS driver is the second opinion on everything in a bootstrap that
 // it understands, and fsck.erofs is the third.
 func TestLinuxAgrees(t *testing.T) {
@@ -204,7 +172,7 @@ func TestLinuxAgrees(t *testing.T) {
 		fsckEROFS(t, fsck, bootstrap, devices)
 		want := manifest(t, tree)
 		delete(want, "/special/sock") // a tar holds no sockets
-		got := observe(t, mountEROFS(t, bootstrap, devices))
+		got := observe(t, testenv.MountEROFS(t, bootstrap, devices...))
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("tree differs (-want +got):\n%s", diff)
 		}
@@ -240,7 +208,7 @@ func TestLinuxAgreesOnSizes(t *testing.T) {
 	bootstrap, devices := build(t, small, 1, layer).saveFlat(t)
 	fsckEROFS(t, fsck, bootstrap, devices)
 	got := map[string]string{}
-	for name, l := range observe(t, mountEROFS(t, bootstrap, devices)) {
+	for name, l := range observe(t, testenv.MountEROFS(t, bootstrap, devices...)) {
 		switch {
 		case l.SHA256 != "":
 			got[name] = fmt.Sprintf("%d %s", l.Size, l.SHA256)

@@ -132,7 +132,7 @@ func TestLinuxReadsTarfs(t *testing.T) {
 	}
 	want := manifest(t, "tarable.ndjson")
 	delete(want, "/special/sock") // a tar holds no sockets
-	if diff := cmp.Diff(want, observe(t, mountEROFS(t, boot, []string{tar}))); diff != "" {
+	if diff := cmp.Diff(want, observe(t, testenv.MountEROFS(t, boot, tar))); diff != "" {
 		t.Errorf("tree differs (-want +got):\n%s", diff)
 	}
 }
