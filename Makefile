@@ -11,7 +11,7 @@ PKG ?= ./...
 # The demonstration reads these from its environment, where no shell quotes them.
 export IMAGE RUN
 
-.PHONY: help build demo test compat interop race fuzz lint bench bench-peers clean
+.PHONY: help build demo test compat interop minio interop-minio race fuzz lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,6 +35,13 @@ interop: ## what nydusd, nydus-image and virtiofsd say of what we make, and we o
 	@files=$$(git grep -l '^//go:build peers' -- '*_test.go'); \
 	names=$$(sed -nE 's/^func (Test[A-Za-z0-9_]+)\(t .*/\1/p' $$files | sort -u | paste -sd '|'); \
 	go test -count=1 -timeout 20m -tags peers -run "^($$names)$$" $$(dirname $$files | sort -u | sed 's,^,./,')
+
+# MinIO's license is the AGPL: it is a program that tests talk to, and nothing links it.
+minio: ## install the MinIO server into Go's bin folder, for interop-minio (about five minutes)
+	go install github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+
+interop-minio: ## what a MinIO server takes and gives of blobs in buckets (after make minio)
+	PATH="$$(go env GOPATH)/bin:$$PATH" go test -count=1 -timeout 20m -tags minio -run '^TestMinIO$$' ./rafs/blob/backend/s3 ./rafs/convert
 
 race: ## all tests but those with virtual machines, with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v /e2e)

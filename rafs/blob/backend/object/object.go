@@ -18,7 +18,6 @@ import (
 	"hash"
 	"net"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -84,8 +83,23 @@ type Dialect struct {
 	Sign func(ctx context.Context, req *http.Request, key string) error
 }
 
-// bucketPattern is what stores take as names, and what needs no escape in a URL.
-var bucketPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]$`)
+// validBucket accepts what stores take as names, none of which needs an escape in a
+// URL. It is no regular expression, which would cost every start of a daemon.
+func validBucket(name string) bool {
+	if len(name) < 3 || len(name) > 63 {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case (c == '.' || c == '-' || c == '_') && i > 0 && i < len(name)-1:
+		default:
+			return false
+		}
+	}
+	return true
+}
 
 // maxPrefix is how long a prefix may be: the name of an object has at most 1023 bytes.
 const maxPrefix = 1023 - blob.MaxIDLen
@@ -108,7 +122,7 @@ func (c Config) Normalize() (Config, error) {
 		return c, errors.New("no endpoint: want HOST or HOST:PORT")
 	case strings.ContainsAny(c.Endpoint, "/@?#\\% \t\r\n"):
 		return c, errors.New("endpoint: want HOST or HOST:PORT") // it may have a password inside
-	case !bucketPattern.MatchString(c.Bucket):
+	case !validBucket(c.Bucket):
 		return c, fmt.Errorf("bucket name %.80q: want 3 to 63 letters, digits, dots and dashes", c.Bucket)
 	case (c.AccessKeyID == "") != (c.AccessKeySecret == ""):
 		return c, errors.New("want access_key_id and access_key_secret, or neither")

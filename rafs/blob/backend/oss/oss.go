@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"regexp"
+	"strings"
 
 	"github.com/aliyun/alibabacloud-oss-go-sdk-v2/oss/credentials"
 	"github.com/aliyun/alibabacloud-oss-go-sdk-v2/oss/signer"
@@ -54,15 +54,16 @@ func New(c object.Config) (*object.Bucket, error) {
 	return b, nil
 }
 
-var ownEndpoint = regexp.MustCompile(`^oss-([a-z]+(?:-[a-z0-9]+)+?)(?:-internal)?\.aliyuncs\.com(?::\d+)?$`)
-
 // regionOf is the region that an endpoint has in its name; empty if none.
 func regionOf(endpoint string) string {
-	m := ownEndpoint.FindStringSubmatch(endpoint)
-	if m == nil || m[1] == "accelerate-overseas" {
+	host, _, _ := strings.Cut(endpoint, ":")
+	label, own := strings.CutSuffix(host, ".aliyuncs.com")
+	region, named := strings.CutPrefix(label, "oss-")
+	region = strings.TrimSuffix(region, "-internal")
+	if !own || !named || strings.Contains(region, ".") || !strings.Contains(region, "-") || strings.HasPrefix(region, "accelerate") {
 		return ""
 	}
-	return m[1]
+	return region
 }
 
 // session is what signs.
