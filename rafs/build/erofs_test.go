@@ -70,6 +70,7 @@ func TestLinuxMountsMerge(t *testing.T) {
 	testenv.NeedsRoot(t)
 	testenv.NeedsTool(t, "losetup", "mount")
 	var sources, devices []string
+	data := map[string]string{}
 	cache := t.TempDir()
 	for _, names := range []map[string]string{
 		{"a": "a", "d/b": string(noise(1, 300000)), "gone": "x"}, {"d/c": string(noise(2, 5000)), ".wh.gone": "", "a": "other"},
@@ -79,9 +80,12 @@ func TestLinuxMountsMerge(t *testing.T) {
 		r := create(t, o)
 		p := filepath.Join(filepath.Dir(o.Bootstrap), r.Blob)
 		must(t, os.Rename(o.Bootstrap, p))
-		sources, devices = append(sources, p), append(devices, filepath.Join(cache, r.Blob+".blob.data"))
+		sources, data[r.Blob] = append(sources, p), filepath.Join(cache, r.Blob+".blob.data")
 	}
 	r := merge(t, mergeOptions(t, sources...))
+	for _, id := range r.Blobs {
+		devices = append(devices, data[id])
+	}
 	mnt := testenv.MountEROFS(t, r.Bootstrap, devices...)
 	for name, want := range map[string]string{"a": "other", "d/b": string(noise(1, 300000)), "d/c": string(noise(2, 5000))} {
 		if got, err := os.ReadFile(filepath.Join(mnt, name)); err != nil || string(got) != want {

@@ -77,7 +77,10 @@ func (o *MergeOptions) check() error {
 // layer's bootstrap removes with whiteouts is gone, and so are blobs that nothing
 // refers to any more.
 //
-// Blobs are numbered in the order of the layers that they come with.
+// Blobs are numbered in the order of the layers that they come with, as by
+// nydus-image 2.2. Later ones number them by their first use in the merged tree,
+// each folder before those in it (nydus builder/src/merge.rs), which no reader
+// can tell apart.
 //
 // The error wraps ErrInconsistent if the layers cannot be one image.
 func Merge(ctx context.Context, o MergeOptions) (*Result, error) {

@@ -34,10 +34,7 @@ type rework struct {
 	blobs rafs.Blobs
 	dict  *chunk.Index // or nil
 
-	// moved has, for each chunk of each blob of the image, its place among new
-	// blobs plus 1; nil for a blob that stays as it is.
-	moved [][]uint32
-	refs  []chunk.Ref // the places
+	moved movedChunks
 	made  []*madeBlob
 	boot  bootstrapFile
 	read  gauge // of chunks, uncompressed
@@ -55,7 +52,7 @@ func newRework(ctx context.Context, h *Host, path string, b backend.Backend) (*r
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}
-	w := &rework{ctx: ctx, host: h, im: im, moved: make([][]uint32, len(im.Blobs())), read: gauge{tell: h.Progress}}
+	w := &rework{ctx: ctx, host: h, im: im, moved: newMovedChunks(im, h.TempDir), read: gauge{tell: h.Progress}}
 	for _, b := range im.Blobs() {
 		if f := layout.Features(b.Features) & (layout.FeatureTarfs | layout.FeatureExternal); f != 0 {
 			w.close()
@@ -74,6 +71,7 @@ func newRework(ctx context.Context, h *Host, path string, b backend.Backend) (*r
 
 func (w *rework) close() {
 	w.boot.discard()
+	w.moved.array.Close()
 	for _, m := range w.made {
 		m.out.discard()
 		if m.table != nil {
@@ -83,26 +81,37 @@ func (w *rework) close() {
 	if w.dict != nil {
 		w.dict.Close()
 	}
+	w.closeData()
+	w.im.Close()
+}
+
+// closeData gives the memory for data back.
+func (w *rework) closeData() {
 	if w.data != nil {
 		w.data.Close()
+		w.data = nil
 	}
-	w.im.Close()
 }
 
 // move stores chunks in a new blob. A chunk that comes again, or was moved
 // before, stays where it was put first.
 func (w *rework) move(chunks iter.Seq[blob.Chunk]) error {
-	var list []chunk.Ref
-	queued := make([][]bool, len(w.moved))
+	var list refList
+	queued := make([]uint64, w.moved.len()/64+1)
 	size := int64(0)
 	for c := range chunks {
 		ref := chunk.Ref{Blob: c.Blob.Index, Index: c.Index}
-		if queued[ref.Blob] == nil {
-			queued[ref.Blob] = make([]bool, c.Blob.ChunkCount)
+		at := w.moved.position(ref)
+		if queued[at/64]>>(at%64)&1 != 0 {
+			continue
 		}
-		if !queued[ref.Blob][ref.Index] && w.at(ref) == nil {
-			queued[ref.Blob][ref.Index] = true
-			list = append(list, ref)
+		queued[at/64] |= 1 << (at % 64)
+		_, moved, err := w.moved.at(ref)
+		if err != nil {
+			return err
+		}
+		if !moved {
+			list.add(ref)
 			size += int64(c.UncompressedSize)
 		}
 	}
@@ -113,24 +122,8 @@ func (w *rework) move(chunks iter.Seq[blob.Chunk]) error {
 	return w.cut(list)
 }
 
-// at is the new place of a chunk of the image, or nil.
-func (w *rework) at(old chunk.Ref) *chunk.Ref {
-	if m := w.moved[old.Blob]; m != nil && m[old.Index] != 0 {
-		return &w.refs[m[old.Index]-1]
-	}
-	return nil
-}
-
-func (w *rework) note(old, ref chunk.Ref) {
-	if w.moved[old.Blob] == nil {
-		w.moved[old.Blob] = make([]uint32, w.im.Blobs()[old.Blob].ChunkCount)
-	}
-	w.refs = append(w.refs, ref)
-	w.moved[old.Blob][old.Index] = uint32(len(w.refs))
-}
-
 // cut makes a blob of chunks.
-func (w *rework) cut(list []chunk.Ref) error {
+func (w *rework) cut(list refList) error {
 	m := &madeBlob{}
 	w.made = append(w.made, m)
 	var err error
@@ -171,9 +164,9 @@ func (w *rework) cut(list []chunk.Ref) error {
 }
 
 // copy passes the bytes of whole chunks to a cutter.
-func (w *rework) copy(cutter *chunk.Cutter, list []chunk.Ref) error {
+func (w *rework) copy(cutter *chunk.Cutter, list refList) error {
 	stream := w.data.Stream(w.ctx, func(yield func(blob.Segment, error) bool) {
-		for _, ref := range list {
+		for ref := range list.all {
 			c, _ := w.im.Chunk(ref.Blob, ref.Index)
 			if !yield(blob.Segment{Chunk: c, Length: c.UncompressedSize}, nil) {
 				return
@@ -181,11 +174,10 @@ func (w *rework) copy(cutter *chunk.Cutter, list []chunk.Ref) error {
 		}
 	})
 	defer stream.Close()
-	for _, old := range list {
+	for old := range list.all {
 		c, _ := w.im.Chunk(old.Blob, old.Index)
 		err := cutter.File(stream, int64(c.UncompressedSize), func(ref chunk.Ref) error {
-			w.note(old, ref)
-			return nil
+			return w.moved.note(old, ref)
 		})
 		if err != nil {
 			return fmt.Errorf("chunk %d of blob %s: %w", old.Index, c.Blob.ID, err)
@@ -243,8 +235,8 @@ func (w *rework) format() write.Format {
 
 // ref finds the chunk of the new image that a chunk of the old one is.
 func (w *rework) ref(blobIndex, chunkIndex uint32) (chunk.Ref, error) {
-	if ref := w.at(chunk.Ref{Blob: blobIndex, Index: chunkIndex}); ref != nil {
-		return *ref, nil
+	if ref, moved, err := w.moved.at(chunk.Ref{Blob: blobIndex, Index: chunkIndex}); moved || err != nil {
+		return ref, err
 	}
 	return w.known.Ref(blobIndex, chunkIndex)
 }
@@ -252,6 +244,7 @@ func (w *rework) ref(blobIndex, chunkIndex uint32) (chunk.Ref, error) {
 // finish writes the bootstrap to path, with the tree and the prefetch list of the
 // old one, and gives the new blobs their names.
 func (w *rework) finish(path string, limits tree.Limits) (*Result, error) {
+	w.closeData()
 	l, err := rafs.Read(w.ctx, w.im, rafs.Options{TempDir: w.host.TempDir, Limits: limits, Whiteouts: tree.WhiteoutNone, Ref: w.ref})
 	if err != nil {
 		return nil, err

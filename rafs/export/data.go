@@ -14,7 +14,7 @@ import (
 
 // Data is the bytes of an image's chunks, for tools that go through them from
 // start to end: verified, read ahead, kept nowhere. It takes about
-// 32 MiB, and with chunks of the largest size 64.
+// 16 MiB, and with chunks of the largest size three of these.
 type Data struct {
 	im     *image.Image
 	engine *fetch.Engine
@@ -25,7 +25,7 @@ type Data struct {
 func NewData(im *image.Image, b backend.Backend, log *slog.Logger) (*Data, error) {
 	e, err := fetch.New(fetch.Options{
 		Blobs: im.Blobs(), Catalog: im, Backend: b, Log: log,
-		MemoryLimit: 16 << 20, Recent: 4 << 20, Amplify: -1,
+		MemoryLimit: 8 << 20, Recent: 2 << 20, Amplify: -1,
 	})
 	if err != nil {
 		return nil, err

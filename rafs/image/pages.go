@@ -24,8 +24,8 @@ type pages struct {
 
 const (
 	placeBits = 16
-	// keptPages is how many places stay: 6 MiB.
-	keptPages = 96
+	// keptPages is how many places stay: 4 MiB.
+	keptPages = 64
 )
 
 // at notes that bytes at off are about to be read. Nil pages stay.

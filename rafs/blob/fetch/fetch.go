@@ -165,7 +165,7 @@ func New(o Options) (*Engine, error) {
 		net:    newGate(o.Connections, o.MemoryLimit),
 		local:  newGate(4*workers, max(o.MemoryLimit/4, blob.MaxChunkSize)),
 		cpu:    newGate(workers, 0),
-		bufs:   buffers{limit: 4 << 20},
+		bufs:   buffers{limit: int(min(4<<20, o.MemoryLimit/4))},
 		recent: recent{limit: o.Recent},
 		kept:   spools{limit: o.MetaLimit},
 	}

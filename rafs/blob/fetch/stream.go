@@ -20,7 +20,7 @@ const (
 	// streamSegments is how many segments are read by one call.
 	streamSegments = 1024
 	// streamAhead bounds the bytes of all windows; a longer one is alone.
-	streamAhead = 8 << 20
+	streamAhead = 4 << 20
 	// segmentWeight is what a segment counts for beside its bytes.
 	segmentWeight = 256
 )
@@ -57,7 +57,7 @@ func (w *window) weight() int64 {
 
 // Stream gives the bytes of segments one after the other, for tools that go
 // through an image from start to end. It reads ahead by several calls at once,
-// in 8 MiB of its own, or one chunk if that is larger, beside the engine's memory. The sequence is run
+// in 4 MiB of its own, or one chunk if that is larger, beside the engine's memory. The sequence is run
 // by another goroutine until it ends, yields an error, which then ends the
 // stream in its place, or Close is called. ctx ends the stream.
 func (e *Engine) Stream(ctx context.Context, segs iter.Seq2[blob.Segment, error]) *Stream {
