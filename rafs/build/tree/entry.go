@@ -111,7 +111,7 @@ func splitPath(name string, depth int) ([]string, string) {
 	if len(name) > maxPath {
 		return nil, fmt.Sprintf("path of %d bytes, want at most %d", len(name), maxPath)
 	}
-	var parts []string
+	parts := make([]string, 0, min(strings.Count(name, "/")+1, 16))
 	for part := range strings.SplitSeq(name, "/") {
 		switch {
 		case part == "" || part == ".":

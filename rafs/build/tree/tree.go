@@ -130,9 +130,13 @@ func (t *Tree) text(off int64, n int) (string, error) {
 	if n == 0 {
 		return "", nil
 	}
-	b := make([]byte, n)
-	err := t.names.Read(b, off)
-	return string(b), err
+	var short [64]byte // as most names are
+	b := short[:]
+	if n > len(b) {
+		b = make([]byte, n)
+	}
+	err := t.names.Read(b[:n], off)
+	return string(b[:n]), err
 }
 
 // Children lists a folder by name. A node is valid until the next one. An error
