@@ -21,6 +21,7 @@ import (
 	"github.com/rafsd/rafsd/internal/testenv"
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/tree/treetest"
 	"github.com/rafsd/rafsd/rafs/build/write"
 	"github.com/rafsd/rafsd/rafs/check"
 	"github.com/rafsd/rafsd/rafs/image"
@@ -213,32 +214,17 @@ func oldSparse(data []byte, size int) []byte {
 func TestRefuses(t *testing.T) {
 	good := makeTar(t, "file", strings.Repeat("some content. ", 10000))
 	broken := errors.New("broken")
-	for name, c := range map[string]struct {
-		r    io.Reader
-		want string
-	}{
-		"sparse": {bytes.NewReader(oldSparse(makeTar(t, "sparse", strings.Repeat("d", 512)), 3<<20)), `entry "sparse": sparse file`},
-		"half":   {bytes.NewReader(good[:len(good)/2]), `entry "file": unexpected EOF`},
-		"gzip":   {strings.NewReader("\x1f\x8b\x08 and so on" + strings.Repeat("x", 600)), "compressed by gzip"},
-		"zstd":   {strings.NewReader("\x28\xb5\x2f\xfd and so on" + strings.Repeat("x", 600)), "compressed by zstd"},
-		"reader": {io.MultiReader(bytes.NewReader(good), iotest.ErrReader(broken)), "broken"},
-		"name":   {bytes.NewReader(makeTar(t, "../x", "x")), `entry "../x"`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l, err := Read(t.Context(), c.r, Options{TempDir: t.TempDir()})
-			if err == nil {
-				l.Close()
-			}
-			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want %q", err, c.want)
-			}
-		})
+	read := func(ctx context.Context, r io.Reader) (io.Closer, error) {
+		return Read(ctx, r, Options{TempDir: t.TempDir()})
 	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(broken)
-	if _, err := Read(ctx, bytes.NewReader(good), Options{TempDir: t.TempDir()}); !errors.Is(err, broken) {
-		t.Errorf("cancelled: got %v", err)
-	}
+	treetest.Refuses(t, read, good, map[string]treetest.Bad{
+		"sparse": {R: bytes.NewReader(oldSparse(makeTar(t, "sparse", strings.Repeat("d", 512)), 3<<20)), Want: `entry "sparse": sparse file`},
+		"half":   {R: bytes.NewReader(good[:len(good)/2]), Want: `entry "file": unexpected EOF`},
+		"gzip":   {R: strings.NewReader("\x1f\x8b\x08 and so on" + strings.Repeat("x", 600)), Want: "compressed by gzip"},
+		"zstd":   {R: strings.NewReader("\x28\xb5\x2f\xfd and so on" + strings.Repeat("x", 600)), Want: "compressed by zstd"},
+		"reader": {R: io.MultiReader(bytes.NewReader(good), iotest.ErrReader(broken)), Want: "broken"},
+		"name":   {R: bytes.NewReader(makeTar(t, "../x", "x")), Want: `entry "../x"`},
+	})
 }
 
 // FuzzRead reads any tar. Put together, the chunks are what the files of it hold, in

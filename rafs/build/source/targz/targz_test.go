@@ -22,6 +22,7 @@ import (
 	"github.com/rafsd/rafsd/rafs/blob/codec/zran"
 	"github.com/rafsd/rafsd/rafs/build/chunk"
 	"github.com/rafsd/rafsd/rafs/build/tree"
+	"github.com/rafsd/rafsd/rafs/build/tree/treetest"
 	"github.com/rafsd/rafsd/rafs/build/write"
 	"github.com/rafsd/rafsd/rafs/check"
 	"github.com/rafsd/rafsd/rafs/image"
@@ -333,37 +334,22 @@ func TestRefuses(t *testing.T) {
 	broken := errors.New("broken")
 	damaged := bytes.Clone(zipped)
 	damaged[len(damaged)-6] ^= 1
-	for name, c := range map[string]struct {
-		r    io.Reader
-		want string
-	}{
-		"sparse":          {bytes.NewReader(zip(t, 6, 0, sparseTar(t))), `entry "sparse": sparse file`},
-		"plain sparse":    {bytes.NewReader(sparseTar(t)), `entry "sparse": sparse file`},
-		"zstd":            {strings.NewReader("\x28\xb5\x2f\xfd etc."), "compressed by zstd"},
-		"checksum":        {bytes.NewReader(damaged), "CRC-32"},
-		"half":            {bytes.NewReader(zipped[:len(zipped)/2]), `entry "file": `},
-		"half, plain":     {bytes.NewReader(good[:len(good)/2]), `entry "file": unexpected EOF`},
-		"no trailer":      {bytes.NewReader(zipped[:len(zipped)-8]), "gzip trailer ends"},
-		"garbage":         {io.MultiReader(bytes.NewReader(zipped), strings.NewReader("garbage, not a member")), "gzip header"},
-		"reader":          {io.MultiReader(bytes.NewReader(zipped[:100]), iotest.ErrReader(broken)), "broken"},
-		"reader at start": {iotest.ErrReader(broken), "broken"},
-		"name":            {bytes.NewReader(zip(t, 6, 0, makeTar(t, entry{tar.Header{Name: "../x"}, "x"}))), `entry "../x"`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l, err := Read(t.Context(), c.r, Options{TempDir: t.TempDir()})
-			if err == nil {
-				l.Close()
-			}
-			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want %q", err, c.want)
-			}
-		})
+	read := func(ctx context.Context, r io.Reader) (io.Closer, error) {
+		return Read(ctx, r, Options{TempDir: t.TempDir()})
 	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(broken)
-	if _, err := Read(ctx, bytes.NewReader(zipped), Options{TempDir: t.TempDir()}); !errors.Is(err, broken) {
-		t.Errorf("cancelled: got %v", err)
-	}
+	treetest.Refuses(t, read, zipped, map[string]treetest.Bad{
+		"sparse":          {R: bytes.NewReader(zip(t, 6, 0, sparseTar(t))), Want: `entry "sparse": sparse file`},
+		"plain sparse":    {R: bytes.NewReader(sparseTar(t)), Want: `entry "sparse": sparse file`},
+		"zstd":            {R: strings.NewReader("\x28\xb5\x2f\xfd etc."), Want: "compressed by zstd"},
+		"checksum":        {R: bytes.NewReader(damaged), Want: "CRC-32"},
+		"half":            {R: bytes.NewReader(zipped[:len(zipped)/2]), Want: `entry "file": `},
+		"half, plain":     {R: bytes.NewReader(good[:len(good)/2]), Want: `entry "file": unexpected EOF`},
+		"no trailer":      {R: bytes.NewReader(zipped[:len(zipped)-8]), Want: "gzip trailer ends"},
+		"garbage":         {R: io.MultiReader(bytes.NewReader(zipped), strings.NewReader("garbage, not a member")), Want: "gzip header"},
+		"reader":          {R: io.MultiReader(bytes.NewReader(zipped[:100]), iotest.ErrReader(broken)), Want: "broken"},
+		"reader at start": {R: iotest.ErrReader(broken), Want: "broken"},
+		"name":            {R: bytes.NewReader(zip(t, 6, 0, makeTar(t, entry{tar.Header{Name: "../x"}, "x"}))), Want: `entry "../x"`},
+	})
 }
 
 // A layer of nothing has nothing, and an end of an archive that is padded is read

@@ -1,7 +1,8 @@
 // Package treetest makes layers of any size out of a seed, as a tar stream that
 // is never stored: for tests and benchmarks of what must not grow with a layer.
 //
-// The same shape gives the same bytes, everywhere.
+// The same shape gives the same bytes, everywhere. And it asks of the sources that
+// make layers what all of them have to refuse.
 package treetest
 
 import (
