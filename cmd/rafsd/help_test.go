@@ -17,7 +17,7 @@ var programs = []string{"rafsd", "nydus-image", "nydusify"}
 // verbs are all commands below root that do something.
 func verbs(root *cobra.Command) (out []*cobra.Command) {
 	for _, c := range root.Commands() {
-		if c.Name() == "help" || c.Name() == "completion" {
+		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
 			continue
 		}
 		if c.Example != "" || !c.HasSubCommands() {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rafsd/rafsd/daemon/config"
+	"github.com/rafsd/rafsd/rafs/blob/backend"
 	"github.com/rafsd/rafsd/rafs/export"
 	"github.com/rafsd/rafsd/rafs/image"
 )
@@ -54,8 +55,11 @@ a fifo, or - for stdout.`,
 	return cmd
 }
 
+// openData is export.NewData or another one like it.
+type openData func(*image.Image, backend.Backend, *slog.Logger) (*export.Data, error)
+
 // withData opens an image and its blobs.
-func withData(path string, f *blobFlags, log *slog.Logger, use func(*image.Image, *export.Data) error) error {
+func withData(path string, f *blobFlags, log *slog.Logger, newData openData, use func(*image.Image, *export.Data) error) error {
 	im, err := image.Open(path, image.Options{InlineBlobID: idOf(path, f), InFile: true})
 	if err != nil {
 		return err
@@ -66,7 +70,7 @@ func withData(path string, f *blobFlags, log *slog.Logger, use func(*image.Image
 		return err
 	}
 	defer b.Close()
-	data, err := export.NewData(im, b, log)
+	data, err := newData(im, b, log)
 	if err != nil {
 		return err
 	}
@@ -88,7 +92,7 @@ func (a *app) runImageUnpack(ctx context.Context, f *unpackFlags, path string, l
 		return &usageError{errors.New("--output is empty, want a path")}
 	}
 	limitHeap(a.getenv)
-	return withData(path, &f.blobFlags, log, func(im *image.Image, data *export.Data) error {
+	return withData(path, &f.blobFlags, log, export.NewData, func(im *image.Image, data *export.Data) error {
 		return a.withProgress(f.progress, f.output == "-" || a.quiet(), path, "unpacking", func(tell func(done, total int64)) (int64, error) {
 			o := export.UnpackOptions{Log: log, Progress: tell}
 			stats, err := a.writeTo(f.output, func(w io.Writer) (export.Stats, error) { return export.Unpack(ctx, im, data, w, o) })
@@ -146,7 +150,10 @@ func (a *app) imageExport() *cobra.Command {
 		Use:   "export --block [flags]",
 		Short: "Turn an image into one flat disk that Linux mounts",
 		Long: `Turn an image into one flat EROFS disk that 'mount -t erofs' mounts with no daemon at all, with
---verity followed by a hash tree for dm-verity, whose options are printed.`,
+--verity followed by a hash tree for dm-verity, whose options are printed.
+
+Data is verified. A tar file of tarfs has no digest but its name; one that has another name, as those
+of nydus-snapshotter, is taken as it is, with a warning.`,
 		Example: `  rafsd image export --block -D blobs -B image.boot -O image.erofs
   mount -t erofs -o loop image.erofs /mnt`,
 		Args: args(cobra.NoArgs, "flags only"),
@@ -206,7 +213,10 @@ func (a *app) runImageExport(ctx context.Context, f *exportFlags, log *slog.Logg
 		out = filepath.Join(blobs.blobDir, strings.TrimSuffix(filepath.Base(boot), filepath.Ext(boot))+".disk")
 	}
 	limitHeap(a.getenv)
-	return withData(boot, &blobs, log, func(im *image.Image, data *export.Data) error {
+	local := func(im *image.Image, b backend.Backend, log *slog.Logger) (*export.Data, error) {
+		return export.NewLocalData(ctx, im, b, log)
+	}
+	return withData(boot, &blobs, log, local, func(im *image.Image, data *export.Data) error {
 		var disk *export.Disk
 		err := a.withProgress(f.progress, a.quiet(), out, "exporting", func(tell func(done, total int64)) (_ int64, err error) {
 			disk, err = export.Block(ctx, im, data, out, export.BlockOptions{

@@ -23,8 +23,12 @@ type Data struct {
 // NewData makes a reader over a backend that has the image's blobs. Retries are
 // the backend's matter (backend.Retry). log may be nil.
 func NewData(im *image.Image, b backend.Backend, log *slog.Logger) (*Data, error) {
+	return newData(im, im.Blobs(), b, log)
+}
+
+func newData(im *image.Image, blobs []*blob.Info, b backend.Backend, log *slog.Logger) (*Data, error) {
 	e, err := fetch.New(fetch.Options{
-		Blobs: im.Blobs(), Catalog: im, Backend: b, Log: log,
+		Blobs: blobs, Catalog: im, Backend: b, Log: log,
 		MemoryLimit: 8 << 20, Recent: 2 << 20, Amplify: -1,
 	})
 	if err != nil {
