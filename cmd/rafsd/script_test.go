@@ -36,7 +36,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"rafsd": main, "nydusify": main, "nydus-image": main})
+	testscript.Main(m, map[string]func(){"rafsd": main, "nydusify": main, "nydus-image": main, "rafsd-measured": mainMeasured})
 }
 
 // The command line is told as stories in testdata/script. The commands that they
