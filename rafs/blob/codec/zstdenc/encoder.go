@@ -4,7 +4,7 @@
 // them a few kilobytes, thousands to an image. An encoder for them needs no
 // streams, no dictionaries and no levels; it can size its tables by the chunk and
 // need not clear them between chunks. The library that this project uses for
-// everything else of zstd takes a quarter longer over a root file system and makes
+// everything else of zstd takes twice as long over a root file system and makes
 // the result larger than nydus-image's, which calls the reference implementation at
 // level 3 (docs/decisions/0010).
 //

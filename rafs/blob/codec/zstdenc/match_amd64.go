@@ -2,8 +2,8 @@
 
 package zstdenc
 
-// search is searchGo by hand: the compiler has too few registers for it, and a third
-// of the time of a frame goes into what it moves to the stack and back.
+// search is searchGo by hand: the compiler runs out of registers for it, and with what
+// it moves to the stack and back a frame takes a quarter longer.
 //
 //go:noescape
 func search(e *Encoder, src []byte, at int, shift uint, tags uint32) (anchor int)
