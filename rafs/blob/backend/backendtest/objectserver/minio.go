@@ -50,10 +50,12 @@ func MinIO(t testing.TB, bucket string) (endpoint string) {
 		}
 	})
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		res, err := http.Get("http://" + endpoint + "/minio/health/ready")
+		// Its own signs of being ready come before it serves objects: who may not read
+		// the bucket is told so only then, and 503 before.
+		res, err := http.Get("http://" + endpoint + "/" + bucket + "/x")
 		if err == nil {
 			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
+			if res.StatusCode == http.StatusForbidden {
 				return endpoint
 			}
 		}
