@@ -11,7 +11,7 @@ PKG ?= ./...
 # The demonstration reads these from its environment, where no shell quotes them.
 export IMAGE RUN
 
-.PHONY: help build demo test compat interop minio interop-minio race fuzz lint bench bench-peers clean
+.PHONY: help build demo test peak compat interop minio interop-minio race fuzz lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +25,9 @@ demo: build ## boot a virtual machine from an image that nobody has pulled [IMAG
 test: ## all tests; ends with what was skipped and why [PKG=./rafs/...]
 	@go build -o bin/summary ./e2e/summary
 	@go test -json -timeout 20m $(PKG) | bin/summary
+
+peak: ## how much memory commands take for images of half a million entries [ENTRIES=500000]
+	RAFSD_ENTRIES=$(or $(ENTRIES),500000) go test -count=1 -timeout 60m -v -run '^TestPeakMemory$$' ./cmd/rafsd
 
 # Modules of their own, for what they import is needed by nothing else here.
 compat: ## what the packages of nydus-snapshotter say of our images
