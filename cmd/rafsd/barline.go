@@ -106,6 +106,9 @@ func (s *step) percent() string {
 }
 
 func (s *step) amount() string {
+	if s.done <= 0 && s.total <= 0 {
+		return ""
+	}
 	text := decimalText(uint64(max(s.done, 0)))
 	if s.total > 0 && s.total >= s.done {
 		text += " / " + decimalText(uint64(s.total))

@@ -182,7 +182,10 @@ func (a *app) build(f *hostFlags, log *slog.Logger, label, stage string, run fun
 // resultSize is how many bytes a build has made: its blob, and its bootstrap where that
 // is a file of its own.
 func resultSize(r *build.Result) int64 {
-	size := r.BlobSize
+	size := int64(0)
+	if r.Blob != "" { // else it is that of a blob that was there
+		size = r.BlobSize
+	}
 	if st, err := os.Stat(r.Bootstrap); err == nil && r.Bootstrap != "" {
 		size += st.Size()
 	}

@@ -57,8 +57,11 @@ func (a *app) withProgress(how string, quiet bool, label, stage string, f func(t
 	}
 	s := step{key: label, label: plain(label), stage: stage}
 	size, err := f(func(done, total int64) {
-		s.done, s.total = done, total
-		p.run(s)
+		now := s
+		if now.done, now.total = done, total; total > 0 && done >= total {
+			now = step{key: s.key, label: s.label, stage: "finishing"} // of which nobody tells more
+		}
+		p.run(now)
 	})
 	if err == nil && size >= 0 {
 		p.run(step{key: s.key, label: s.label, stage: "done", done: size, total: size, over: true})
