@@ -592,3 +592,28 @@ func TestEstargz(t *testing.T) {
 		}
 	}
 }
+
+// No two outputs have one place, and none has that of the source: whatever was
+// written first would be lost.
+func TestPlacesApart(t *testing.T) {
+	for what, change := range map[string]func(o *Options){
+		"bootstrap and blob": func(o *Options) { o.Blob = filepath.Join(o.BlobDir, ".", "x", "..", "image.boot") },
+		"link to the blob": func(o *Options) {
+			o.Blob = filepath.Join(o.BlobDir, "blob")
+			must(t, os.WriteFile(o.Blob, nil, 0o600), os.Link(o.Blob, o.Bootstrap))
+		},
+		"bootstrap over the source": func(o *Options) { o.Bootstrap = o.Source },
+		"blob over the source":      func(o *Options) { o.Blob = o.Source },
+	} {
+		o := options(t, filepath.Join(t.TempDir(), "layer.tar"))
+		o.Type = TarRafs
+		must(t, os.WriteFile(o.Source, make([]byte, 1024), 0o600))
+		change(&o)
+		if _, err := Create(t.Context(), o); err == nil || !strings.Contains(err.Error(), "would be") {
+			t.Errorf("%s: got %v, want a refusal", what, err)
+		}
+		if st, err := os.Stat(o.Source); err != nil || st.Size() != 1024 {
+			t.Errorf("%s: the source is %v, %v", what, st, err)
+		}
+	}
+}

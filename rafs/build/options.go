@@ -3,6 +3,8 @@ package build
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/rafsd/rafsd/rafs/blob"
 	"github.com/rafsd/rafsd/rafs/build/source/estargz"
@@ -149,6 +151,10 @@ func (o *Options) checkType() error {
 
 func (o *Options) checkOutput() error {
 	switch {
+	case samePlace(o.Bootstrap, o.Blob):
+		return fmt.Errorf("bootstrap and blob: both would be %s", o.Blob)
+	case samePlace(o.Source, o.Bootstrap), samePlace(o.Source, o.Blob):
+		return fmt.Errorf("source %s: would be replaced by what is made of it", o.Source)
 	case o.Bootstrap == "" && o.BlobDir == "" && !o.InlineMeta:
 		return errors.New("nowhere to put the bootstrap: want its path (--bootstrap) or a folder (--blob-dir)")
 	case o.Type == TOCRef || o.CacheDir != "":
@@ -159,4 +165,18 @@ func (o *Options) checkOutput() error {
 		return errors.New("nowhere to put the blob: want its path (--blob), or a folder (--blob-dir, --blob-cache-dir)")
 	}
 	return nil
+}
+
+// samePlace tells whether two paths are of one file, or would be. A pipe or a
+// device is no place.
+func samePlace(a, b string) bool {
+	if a == "" || b == "" || special(a) || special(b) {
+		return false
+	}
+	one, err := os.Stat(a)
+	if err != nil {
+		return filepath.Clean(a) == filepath.Clean(b)
+	}
+	two, err := os.Stat(b)
+	return err == nil && os.SameFile(one, two)
 }
