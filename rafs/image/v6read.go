@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/layout"
 	"github.com/rafsd/rafsd/rafs/layout/v6"
 )
 
@@ -263,7 +264,12 @@ func (t *v6Tree) segments(dst []blob.Segment, node, off uint64, size uint32) ([]
 		start := i << t.chunkBits
 		stop := min(end, start+1<<t.chunkBits)
 		dst = append(dst, blob.Segment{Offset: uint32(off - start), Length: uint32(stop - off)})
-		r := t.chunks.stray(place)
+		var r layout.ChunkRecord
+		if t.pages == nil && t.chunks.sizes == nil { // said here, too, since it saves a copy of r
+			r, _ = layout.DecodeChunkRecord(t.data.from(uint64(place) * recordUnit))
+		} else {
+			r = t.chunks.stray(place)
+		}
 		t.chunks.decode(&dst[len(dst)-1].Chunk, &r)
 		off = stop
 	}
