@@ -13,6 +13,9 @@ const (
 
 	// minMatch is the shortest match that is looked for.
 	minMatch = 4
+	// near is how far back a match of four bytes may be: the offset of one further
+	// away takes about as many bits as the bytes do.
+	near = 8 << 10
 	// margin is what must be left of a block for a position to be looked at: eight
 	// bytes there and at the next.
 	margin = 9
@@ -125,6 +128,10 @@ func searchGo(e *Encoder, src []byte, at int, shift uint, tags uint32) (anchor i
 			from, x = int(long), 0
 		case short&tags == 0 && load32(src, int(short)) == uint32(v):
 			from, x = int(short), load64(src, int(short))^v
+			if s-from > near && uint8(x>>32) != 0 {
+				s += 1 + (s-anchor)>>skipBits
+				continue
+			}
 			// Eight at the next byte are better than four here.
 			if long = p.put(&e.long, next, s+1); long&tags == 0 && load64(src, int(long)) == next {
 				s, from, x = s+1, int(long), 0

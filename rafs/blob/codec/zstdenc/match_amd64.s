@@ -145,7 +145,17 @@ short:
 	XORQ  (SRC)(POS*1), DX
 	TESTL DX, DX
 	JNE   skip
-	MOVQ  POS, start-32(SP)
+	MOVQ  POS, R14
+	SUBQ  BX, R14
+	CMPQ  R14, $const_near
+	JLE   shortTaken
+	MOVQ  DX, R14
+	SHRQ  $32, R14
+	TESTB R14, R14
+	JNE   skip
+
+shortTaken:
+	MOVQ POS, start-32(SP)
 
 	// Eight at the next byte are better than four here.
 	INCQ  POS
