@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -98,6 +97,3 @@ func resultJSON(r *build.Result) outputJSON {
 		FSVersion: strconv.Itoa(r.Version), Compressor: r.Compressor.String(),
 	}
 }
-
-// encodeJSON writes one line of JSON.
-func encodeJSON(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) }

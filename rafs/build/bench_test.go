@@ -7,8 +7,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -18,9 +19,13 @@ func benchTree(b *testing.B) string {
 	if dir := os.Getenv("RAFSD_BENCH_TREE"); dir != "" {
 		return dir
 	}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
 	dir := b.TempDir()
 	for _, part := range []string{"src", "pkg/tool", "bin"} {
-		err := os.CopyFS(filepath.Join(dir, part), os.DirFS(filepath.Join(runtime.GOROOT(), part)))
+		err := os.CopyFS(filepath.Join(dir, part), os.DirFS(filepath.Join(strings.TrimSpace(string(root)), part)))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			b.Fatal(err)
 		}
