@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rafsd/rafsd/rafs/blob"
+	"github.com/rafsd/rafsd/rafs/build/spill"
 	"github.com/rafsd/rafsd/rafs/image"
 )
 
 // statFlags are those of image stat.
 type statFlags struct {
-	bootstrap, blobDir, target, config, digester, outputJSON string
+	bootstrap, blobDir, target, config, digester, outputJSON, workDir string
 }
 
 func (a *app) imageStat() *cobra.Command {
@@ -48,6 +49,7 @@ others have already.`,
 	configFlag(flags, &f.config)
 	flags.StringVar(&f.digester, "digester", "blake3", "accepted for nydus-image's callers: images say what they have")
 	outputJSONFlag(flags, &f.outputJSON)
+	workDirFlag(flags, &f.workDir)
 	return cmd
 }
 
@@ -83,29 +85,29 @@ type imageStat struct {
 	Base          imageInfo `json:"base_image"`
 	Target        imageInfo `json:"target_image"`
 
-	chunks map[chunkKey]*chunkCount
+	tempDir  string
+	chunks   *chunkTally
+	byImages [21]chunkSum // chunks of the base by how many images have them, the last for that many and more
 }
 
-// chunkKey is what makes chunks of several images one.
-type chunkKey struct {
-	digester blob.Digester
-	digest   blob.Digest
-	size     uint32
-}
+// chunkSum adds chunks up. Sizes are in bytes.
+type chunkSum struct{ chunks, compressed, size uint64 }
 
-type chunkCount struct {
-	images     uint64
-	compressed uint32
-}
-
-func newImageStat() *imageStat {
-	s := &imageStat{chunks: map[chunkKey]*chunkCount{}}
+func newImageStat(tempDir string) *imageStat {
+	s := &imageStat{tempDir: tempDir, chunks: newChunkTally(tempDir)}
 	s.Base.FileSizes, s.Target.FileSizes = make([]uint64, 45), make([]uint64, 45)
 	return s
 }
 
 func (a *app) runImageStat(ctx context.Context, f *statFlags, log *slog.Logger) error {
-	s := newImageStat()
+	if f.workDir != "" {
+		if err := mustBeFolder(f.workDir); err != nil {
+			return fmt.Errorf("--work-dir: %w", err)
+		}
+	}
+	limitHeap(a.getenv)
+	s := newImageStat(f.workDir)
+	defer s.chunks.close()
 	switch {
 	case f.bootstrap != "":
 		if err := s.add(ctx, f.bootstrap, true); err != nil {
@@ -125,7 +127,9 @@ func (a *app) runImageStat(ctx context.Context, f *statFlags, log *slog.Logger) 
 			return err
 		}
 	}
-	s.finish()
+	if err := s.finish(); err != nil {
+		return err
+	}
 	if f.outputJSON == "" {
 		s.text(a.stdout)
 		return nil
@@ -152,6 +156,9 @@ func (s *imageStat) addFolder(ctx context.Context, dir, target string, log *slog
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if full := (*spill.Error)(nil); errors.As(err, &full) {
+			return err // says nothing of the image
+		}
 		if err != nil {
 			log.Debug("passed over", "file", path, "err", err)
 		}
@@ -161,7 +168,7 @@ func (s *imageStat) addFolder(ctx context.Context, dir, target string, log *slog
 
 // add counts an image: one of the base, or the target.
 func (s *imageStat) add(ctx context.Context, path string, base bool) error {
-	im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path), InFile: true})
+	im, err := image.Open(path, image.Options{InlineBlobID: inlineID(path), InFile: true, TempDir: s.tempDir})
 	if err != nil {
 		return err
 	}
@@ -170,34 +177,32 @@ func (s *imageStat) add(ctx context.Context, path string, base bool) error {
 	if base {
 		info = &s.Base
 	}
-	own := map[chunkKey]chunkCount{}
-	linked := map[uint64]bool{}
-	err = walkImage(ctx, im, func(_ string, node uint64) error { return info.count(im, node, linked, own) })
-	if err != nil {
+	s.chunks.begin(base)
+	if err := s.count(ctx, im, info); err != nil {
+		s.chunks.drop()
 		return err
-	}
-	for key, c := range own {
-		known := s.chunks[key]
-		switch {
-		case base && known != nil:
-			known.images++
-		case base:
-			s.chunks[key] = &chunkCount{images: 1, compressed: c.compressed}
-		case known != nil:
-			info.RefChunks++
-			info.RefCompSize += uint64(c.compressed)
-			info.RefUncompSize += uint64(key.size)
-			continue
-		}
-		info.OwnChunks++
-		info.OwnCompSize += uint64(c.compressed)
-		info.OwnUncompSize += uint64(key.size)
 	}
 	return nil
 }
 
+// count counts an image: its names, and what they have for data once each.
+func (s *imageStat) count(ctx context.Context, im *image.Image, info *imageInfo) error {
+	linked := newNodeSet(s.tempDir)
+	err := walkImage(ctx, im, func(_ string, node uint64) error { return info.count(im, node, linked, s.chunks) })
+	if err != nil {
+		return errors.Join(err, linked.close())
+	}
+	return linked.each(func(node uint64) error {
+		attr, err := im.Attr(node)
+		if err != nil {
+			return err
+		}
+		return info.countData(im, node, attr.Size, s.chunks)
+	})
+}
+
 // count counts one name.
-func (i *imageInfo) count(im *image.Image, node uint64, linked map[uint64]bool, own map[chunkKey]chunkCount) error {
+func (i *imageInfo) count(im *image.Image, node uint64, linked nodeSet, chunks *chunkTally) error {
 	attr, err := im.Attr(node)
 	if err != nil {
 		return err
@@ -210,46 +215,71 @@ func (i *imageInfo) count(im *image.Image, node uint64, linked map[uint64]bool, 
 	case unix.S_IFREG:
 		i.Files++
 		if attr.Nlink > 1 {
-			if linked[node] {
-				return nil
-			}
-			linked[node] = true
+			return linked.add(node)
 		}
-		i.FileSizes[min(bits.Len64(attr.Size), len(i.FileSizes)-1)]++
-		i.FileSize += attr.Size
-		i.PaddingSize += (attr.Size+0xfff)&^0xfff - attr.Size
-		for b := range i.ChunkSizes {
-			unit := uint64(1) << (12 + b)
-			i.ChunkSizes[b] += uint32((attr.Size + unit - 1) / unit)
-		}
-		return eachSegment(im, node, attr.Size, func(_ uint64, s *blob.Segment) error {
-			c := &s.Chunk
-			if c.Blob == nil || s.Offset != 0 {
-				return nil
-			}
-			i.Chunks++
-			i.CompSize += uint64(c.CompressedSize)
-			i.UncompSize += uint64(c.UncompressedSize)
-			own[chunkKey{c.Blob.Digester, c.Digest, c.UncompressedSize}] = chunkCount{compressed: c.CompressedSize}
-			return nil
-		})
+		return i.countData(im, node, attr.Size, chunks)
 	}
 	return nil
 }
 
-func (s *imageStat) finish() {
+// countData counts the data of a regular file.
+func (i *imageInfo) countData(im *image.Image, node, size uint64, chunks *chunkTally) error {
+	i.FileSizes[min(bits.Len64(size), len(i.FileSizes)-1)]++
+	i.FileSize += size
+	i.PaddingSize += (size+0xfff)&^0xfff - size
+	for b := range i.ChunkSizes {
+		unit := uint64(1) << (12 + b)
+		i.ChunkSizes[b] += uint32((size + unit - 1) / unit)
+	}
+	return eachSegment(im, node, size, func(_ uint64, s *blob.Segment) error {
+		c := &s.Chunk
+		if c.Blob == nil || s.Offset != 0 {
+			return nil
+		}
+		i.Chunks++
+		i.CompSize += uint64(c.CompressedSize)
+		i.UncompSize += uint64(c.UncompressedSize)
+		return chunks.add(c)
+	})
+}
+
+// finish adds up the chunks of all images.
+func (s *imageStat) finish() error {
 	s.Base.UncompSize += s.Base.PaddingSize
 	if s.TargetEnabled {
 		s.Target.UncompSize += s.Target.PaddingSize
 	}
-	if !s.DedupEnabled {
-		return
-	}
-	for key, c := range s.chunks {
+	return s.chunks.each(func(c *chunkUse) {
+		inBase := 0
+		for _, u := range c.images {
+			switch {
+			case s.chunks.images[u.image].base:
+				inBase++
+				s.Base.own(c, u)
+			case inBase > 0:
+				s.Target.RefChunks++
+				s.Target.RefCompSize += uint64(u.compressed)
+				s.Target.RefUncompSize += uint64(c.size)
+			default:
+				s.Target.own(c, u)
+			}
+		}
+		if !s.DedupEnabled || inBase == 0 {
+			return
+		}
+		compressed := uint64(c.images[0].compressed) // the target comes last
 		s.Base.DedupChunks++
-		s.Base.DedupCompSize += uint64(c.compressed)
-		s.Base.DedupUncompSize += uint64(key.size)
-	}
+		s.Base.DedupCompSize += compressed
+		s.Base.DedupUncompSize += uint64(c.size)
+		n := &s.byImages[min(inBase, len(s.byImages)-1)]
+		n.chunks, n.compressed, n.size = n.chunks+1, n.compressed+compressed, n.size+uint64(c.size)
+	})
+}
+
+func (i *imageInfo) own(c *chunkUse, u imageUse) {
+	i.OwnChunks++
+	i.OwnCompSize += uint64(u.compressed)
+	i.OwnUncompSize += uint64(c.size)
 }
 
 func (s *imageStat) text(w io.Writer) {
@@ -261,13 +291,8 @@ func (s *imageStat) text(w io.Writer) {
 	s.Base.text(w)
 	if s.DedupEnabled {
 		fmt.Fprintf(w, "\n\nChunks by how many images have them:\n")
-		var by [21]struct{ chunks, compressed, size uint64 }
-		for key, c := range s.chunks {
-			n := &by[min(c.images, uint64(len(by)-1))]
-			n.chunks, n.compressed, n.size = n.chunks+1, n.compressed+uint64(c.compressed), n.size+uint64(key.size)
-		}
 		fmt.Fprintf(w, "%-8s%-12s%-20s%s\n", "Images", "Chunks", "Compressed", "Uncompressed")
-		for i, n := range by {
+		for i, n := range s.byImages {
 			if n.chunks > 0 {
 				fmt.Fprintf(w, "%-8d%-12d%-20d%d\n", i, n.chunks, n.compressed, n.size)
 			}

@@ -74,6 +74,7 @@ func commandPeaks(t *testing.T, version string, entries int) map[string]int64 {
 		{"create", "create -v V -t tar-rafs -B @1.boot -D @. @1.tar"},
 		{"merge", "merge -B @m.boot @0.boot @1.boot"},
 		{"check", "check @m.boot"},
+		{"stat", "stat -B @m.boot -J @stat.json"},
 		{"inspect", "inspect -R blobs @m.boot"},
 		{"unpack", "unpack -D @. --output @out.tar @m.boot"},
 		{"export", "export --block -D @. -B @m.boot -O @disk"},
