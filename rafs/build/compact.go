@@ -84,7 +84,7 @@ func Compact(ctx context.Context, o CompactOptions) (*Result, error) {
 		w.read.total += int64(c.UncompressedSize)
 	}
 	for _, g := range groups {
-		if err := w.move(w.chunks(g)); err != nil {
+		if err := w.cut(w.chunks(g)); err != nil {
 			return nil, err
 		}
 	}
@@ -112,7 +112,7 @@ func (w *rework) learn(path string) (*image.Image, error) {
 	return im, nil
 }
 
-// chunks lists what the image uses of some of its blobs.
+// chunks lists what the image uses of some of its blobs, each chunk once.
 func (w *rework) chunks(blobs []uint32) iter.Seq[blob.Chunk] {
 	return func(yield func(blob.Chunk) bool) {
 		for _, b := range blobs {

@@ -119,11 +119,23 @@ func (w *rework) move(chunks iter.Seq[blob.Chunk]) error {
 		return nil
 	}
 	w.read.total = max(w.read.total, w.read.done+size)
-	return w.cut(list)
+	return w.cut(w.listed(list))
 }
 
-// cut makes a blob of chunks.
-func (w *rework) cut(list refList) error {
+// listed looks the chunks of a list up.
+func (w *rework) listed(list refList) iter.Seq[blob.Chunk] {
+	return func(yield func(blob.Chunk) bool) {
+		for ref := range list.all {
+			if c, _ := w.im.Chunk(ref.Blob, ref.Index); !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// cut makes a blob of chunks, each of which comes once. They are listed twice, side
+// by side.
+func (w *rework) cut(chunks iter.Seq[blob.Chunk]) error {
 	m := &madeBlob{}
 	w.made = append(w.made, m)
 	var err error
@@ -144,7 +156,7 @@ func (w *rework) cut(list refList) error {
 	if err != nil {
 		return err
 	}
-	err = w.copy(cutter, list)
+	err = w.copy(cutter, chunks)
 	var closeErr error
 	if m.table, _, closeErr = cutter.Close(); !errors.Is(err, closeErr) {
 		err = errors.Join(err, closeErr)
@@ -164,18 +176,17 @@ func (w *rework) cut(list refList) error {
 }
 
 // copy passes the bytes of whole chunks to a cutter.
-func (w *rework) copy(cutter *chunk.Cutter, list refList) error {
+func (w *rework) copy(cutter *chunk.Cutter, chunks iter.Seq[blob.Chunk]) error {
 	stream := w.data.Stream(w.ctx, func(yield func(blob.Segment, error) bool) {
-		for ref := range list.all {
-			c, _ := w.im.Chunk(ref.Blob, ref.Index)
+		for c := range chunks {
 			if !yield(blob.Segment{Chunk: c, Length: c.UncompressedSize}, nil) {
 				return
 			}
 		}
 	})
 	defer stream.Close()
-	for old := range list.all {
-		c, _ := w.im.Chunk(old.Blob, old.Index)
+	for c := range chunks {
+		old := chunk.Ref{Blob: c.Blob.Index, Index: c.Index}
 		err := cutter.File(stream, int64(c.UncompressedSize), func(ref chunk.Ref) error {
 			return w.moved.note(old, ref)
 		})
