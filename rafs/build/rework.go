@@ -151,7 +151,8 @@ func (w *rework) cut(chunks iter.Seq[blob.Chunk]) error {
 	if err != nil {
 		return err
 	}
-	pool := chunk.NewPool(w.host.Workers, 1, int(co.ChunkSize))
+	// As much work is in reading the chunks, which goes on beside this.
+	pool := chunk.NewPool(max(w.host.Workers/2, 1), 1, int(co.ChunkSize))
 	cutter, err := chunk.NewCutter(w.ctx, pool, b, co)
 	if err != nil {
 		return err
