@@ -125,6 +125,9 @@ func (f *verifyFacts) text(w io.Writer) {
 		fmt.Fprintf(w, "and %d more\n", f.More)
 	}
 	fmt.Fprintf(w, "RAFS v%d image %s: read %d blobs of %s", f.Version, f.Target, f.Blobs, bytesText(uint64(f.BlobBytes)))
+	if f.Blobs == 0 {
+		fmt.Fprint(w, " (its manifest names none; if they lie elsewhere, say where with --backend-type)")
+	}
 	if f.Source != "" {
 		fmt.Fprintf(w, ", compared %d entries, %d files of %s", f.Entries, f.Files, bytesText(uint64(f.Bytes)))
 	}
